@@ -1,0 +1,1 @@
+"""The control plane's protocol, by version."""

@@ -1,0 +1,10 @@
+"""For every ring."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C mean something to the programs that tests start: a shell's background job inherits an ignored SIGINT,
+    and hands it on to every child."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
