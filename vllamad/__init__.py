@@ -1,0 +1,1 @@
+"""vllamad: the daemon. It supervises vLLM workers and serves Ollama, OpenAI and Anthropic clients."""

@@ -1,0 +1,345 @@
+"""The ports: what the services ask of the world (floor 1). Each adapter on floor 2 fills one of them; tests fill them
+with fakes, and one suite of claims per port runs on both.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from vllamad.domain.model import Model, Source
+from vllamad.domain.names import ModelRef
+from vllamad.domain.operation import Progress
+
+
+class Clock(Protocol):
+    """Time. Deadlines are instants of ``now``."""
+
+    def now(self) -> float:
+        """Monotonic seconds; the event loop's clock."""
+        ...
+
+    def time(self) -> float:
+        """Wall time: seconds since the epoch."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> "Timer":
+        """Call back once at an instant of ``now``, in the event loop's thread."""
+        ...
+
+
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> None:
+        """Forget it; harmless when it is over."""
+        ...
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program to run. ``env`` is the whole environment of the child: nothing is inherited."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: Path
+    title: str
+    """Who it is in log lines: the model's name for an engine."""
+    stdin: bytes = b""
+    """What it reads on its standard input, to its end; secrets travel here, neither in argv nor in the environment."""
+    longest_line_bytes: int = 8192
+    """Longer lines of its output are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLine:
+    """One line that a child wrote, without its end; ``time`` is wall time. ``number`` counts from 1 over all lines of
+    the ring, so that a reader can tell what it missed."""
+
+    number: int
+    time: float
+    text: str
+
+
+class OutputRing(Protocol):
+    """The last lines of a child, and whoever follows them. It outlives the child, over restarts of its worker."""
+
+    def tail(self, count: int) -> list[OutputLine]:
+        """The newest lines, oldest first; all that are kept if ``count`` is negative."""
+        ...
+
+    def follow(self) -> AsyncIterator[OutputLine]:
+        """Every line from now on; a slow reader misses some, see ``OutputLine.number``."""
+        ...
+
+
+class Child(Protocol):
+    """A leader and its tree (own session and process group). Every signal goes to the tree."""
+
+    @property
+    def pid(self) -> int:
+        """The leader."""
+        ...
+
+    async def wait(self) -> int:
+        """Return the leader's exit status (negative: the signal) once it ended. Does not reap it: the group stays
+        addressable until ``kill_tree``. May be awaited by several, and again."""
+        ...
+
+    def terminate(self) -> None:
+        """SIGTERM to the tree; returns at once."""
+        ...
+
+    async def kill_tree(self) -> None:
+        """SIGKILL to the tree, reap it, and return when no process of it is left. Safe to call again."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Resident bytes of the whole tree now, shared pages counted once where the kernel tells (PSS), else RSS."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts children that die with the daemon."""
+
+    def spawn(self, command: Command, on_line: Callable[[str], None]) -> Child:
+        """Start a child; every line of its output reaches ``on_line`` in the event loop's thread, until the end of the
+        tree. Call from the loop's thread (the death signal belongs to the thread that forked). Raises
+        ENGINE_START_FAILED if the program cannot be executed."""
+        ...
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlaces:
+    """Where one incarnation of a worker lives: its HTTP socket (path under 108 bytes) and a folder of its own for
+    temporary files, which goes with it."""
+
+    socket: Path
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStep:
+    """What the engine is doing while it loads; ``fraction`` is 0 to 1 by our reckoning of a usual load."""
+
+    phase: str
+    fraction: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVersion:
+    """What ``engine.python`` has: ``version`` is "" and ``problem`` says why if it has no usable engine."""
+
+    python: str
+    distribution: str = ""
+    version: str = ""
+    device: str = ""
+    problem: str = ""
+    hint: str = ""
+
+
+class EngineStream(Protocol):
+    """An answer of the engine whose head has arrived."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Response headers, names in lower case."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; never held back. Raises ENGINE_DIED if the connection breaks before its end."""
+        ...
+
+    async def read(self) -> bytes:
+        """The whole body. Raises ENGINE_DIED if the connection breaks."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection; the engine then aborts the request. Harmless after the end."""
+        ...
+
+
+class EngineClient(Protocol):
+    """HTTP to one incarnation over its socket."""
+
+    async def is_healthy(self) -> bool:
+        """True if the engine answers that it can serve; False if it does not answer in 5 s, refuses or says no."""
+        ...
+
+    async def context_length(self) -> int:
+        """Tokens that one request may use (the engine's max_model_len)."""
+        ...
+
+    async def open(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> EngineStream:
+        """Send a request and return when the head of the answer is there. A pooled connection that turns out stale is
+        retried once if no byte was received. Raises ENGINE_DIED."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection; streams that are open break."""
+        ...
+
+
+class Engine(Protocol):
+    """What the supervisor needs to know of the engine program."""
+
+    async def version(self) -> EngineVersion:
+        """Look into ``engine.python`` (a child, once; the answer is kept). Never raises."""
+        ...
+
+    def command(self, model: Model, places: WorkerPlaces) -> Command:
+        """The command line and environment that serve ``model`` on ``places.socket``. Raises ENGINE_START_FAILED if
+        ``engine.python`` is known to be unusable."""
+        ...
+
+    def read_phase(self, line: str) -> LoadStep | None:
+        """What a line of output says about the progress of loading; None for every other line."""
+        ...
+
+    def connect(self, socket: Path) -> EngineClient:
+        """A client for the engine behind ``socket``; does no IO yet."""
+        ...
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository on the hub. ``revision`` "" means its main branch. ``hints`` are the library table's columns for
+    this name (parsers, gated), empty for a plain repository."""
+
+    repository: str
+    revision: str = ""
+    is_gated: bool = False
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StagedModel:
+    """A complete set of files, ready to be committed: usually in a staging folder of the store."""
+
+    folder: Path
+    source: Source
+    sha256: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Digests that are known and verified already, by path; the rest is hashed at commit."""
+
+
+class Hub(Protocol):
+    """Where models come from."""
+
+    def resolve(self, ref: ModelRef) -> HubSource:
+        """The repository that a name means. Raises UNSUPPORTED (with the remedy) for names that have none."""
+        ...
+
+    async def fetch(self, source: HubSource, staging: Path, on_progress: Callable[[Progress], None]) -> StagedModel:
+        """Download what the engine needs of a repository into ``staging`` and verify it. Finished bytes in ``staging``
+        are kept and not fetched again. Cancelling ends the child that downloads. Raises MODEL_NOT_FOUND,
+        HUB_FORBIDDEN, HUB_UNREACHABLE, STORAGE_FULL, STORAGE_FAILED, UNSUPPORTED (nothing loadable in it)."""
+        ...
+
+
+class Converter(Protocol):
+    """Makes what the engine loads out of other formats, in a child of the engine's interpreter."""
+
+    async def convert_gguf(self, file: Path, staging: Path, on_progress: Callable[[Progress], None]) -> StagedModel:
+        """Dequantise a GGUF file into safetensors, config and tokenizer. Raises UNSUPPORTED, STORAGE_FULL,
+        STORAGE_FAILED, INVALID_REQUEST (not a GGUF file)."""
+        ...
+
+
+class Store(Protocol):
+    """Models on disk. Synchronous: callers run it in a thread. Every change is atomic: after a crash there is the old
+    state or the new one."""
+
+    def load(self) -> list[Model]:
+        """Read every manifest; unreadable ones are logged and left alone. Raises STORAGE_FAILED if the folder itself
+        cannot be read."""
+        ...
+
+    def staging(self, key: str) -> Path:
+        """The folder where the files of a download or conversion with this key are gathered; made if need be, found
+        again after a restart."""
+        ...
+
+    def discard(self, key: str) -> None:
+        """Remove a staging folder and what is in it."""
+        ...
+
+    def commit(self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None) -> Model:
+        """Take the files over into the store and write the manifest; replaces a model of the same name and then frees
+        what only that one used. A folder that is not one of the store's own is copied and left as it is. Raises
+        STORAGE_FULL, STORAGE_FAILED, UNSUPPORTED (no model in it), INVALID_REQUEST (no such folder)."""
+        ...
+
+    def copy(self, source: Model, destination: ModelRef) -> Model:
+        """Write a second manifest over the same files."""
+        ...
+
+    def remove(self, model: Model) -> int:
+        """Remove a manifest and the files that no other manifest names; returns the bytes that were freed."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Room on the disk that holds the store."""
+        ...
+
+
+# --- devices and the service manager ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReading:
+    """One device at one moment."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+class DeviceProbe(Protocol):
+    """What memory there is. Blocking drivers are asked in a thread of their own, with a deadline."""
+
+    async def read(self) -> list[DeviceReading]:
+        """Every device now; [] if none answers in time."""
+        ...
+
+
+class Notifier(Protocol):
+    """The service manager."""
+
+    def ready(self, status: str) -> None:
+        """Both faces serve."""
+        ...
+
+    def status(self, text: str) -> None:
+        """One line on what is going on."""
+        ...
+
+    def stopping(self) -> None:
+        """On the way out."""
+        ...
+
+    def extend(self, seconds: float) -> None:
+        """The current phase (start, stop) needs this much longer."""
+        ...
+
+    def watchdog(self) -> None:
+        """Still alive."""
+        ...
