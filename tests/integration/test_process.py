@@ -1,0 +1,404 @@
+"""Real children: what a launcher promises, and that nothing is left of any tree."""
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.ports import Command
+from vllamad.process import tree
+from vllamad.process.child import PosixChild, PosixLauncher
+
+DEADLINE_S = 10
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
+
+
+class Stage:
+    """A launcher, the lines that its children wrote, and their trees."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.launcher = PosixLauncher(str(folder))
+        self._line_came = asyncio.Event()
+
+    def spawn(self, script: str, *arguments: str, **environment: str) -> PosixChild:
+        argv = [sys.executable, "-S", "-c", textwrap.dedent(script), *arguments]
+        return self.launcher.spawn(Command(argv, ENVIRONMENT | environment, self.folder, "test"), self.take)
+
+    def take(self, line: str) -> None:
+        self.lines.append(line)
+        self._line_came.set()
+
+    async def line(self, start: str) -> str:
+        """The first line that begins so."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while True:
+                    for line in self.lines:
+                        if line.startswith(start):
+                            return line.removeprefix(start).strip()
+                    self._line_came.clear()
+                    await self._line_came.wait()
+        except TimeoutError:
+            pytest.fail(f"no line {start!r} within {DEADLINE_S} s; seen: {self.lines}")
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[Callable[[Callable[[Stage], Awaitable[None]]], None]]:
+    """Run a scene on a fresh stage; afterwards no process and no child of ours may be left."""
+
+    async def on_stage(scene: Callable[[Stage], Awaitable[None]]) -> None:
+        stage = Stage(tmp_path)
+        async with asyncio.timeout(3 * DEADLINE_S):
+            await scene(stage)
+
+    # A launcher makes this process adopt orphans, those of daemons that other tests have killed as well.
+    before = {p.pid for p in _zombies()}
+    yield lambda scene: asyncio.run(on_stage(scene), debug=True)
+    left = [p for p in tree.processes() if not p.is_zombie and tree.carries(p.pid, str(tmp_path))]
+    zombies = [p for p in _zombies() if p.pid not in before]
+    for process in left:
+        os.kill(process.pid, signal.SIGKILL)
+    for process in zombies:
+        os.waitpid(process.pid, 0)
+    assert not left and not zombies
+
+
+def _zombies() -> list[tree.Process]:
+    return [p for p in tree.processes() if p.is_zombie and p.parent == os.getpid()]
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+def is_alive(pid: int) -> bool:
+    process = tree.read(pid)
+    return process is not None and not process.is_zombie
+
+
+FAMILY = """
+    import os, signal, sys
+    if os.fork() == 0:
+        if 'setsid' in sys.argv: os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(1, f'core {os.getpid()}\\n'.encode())
+            signal.pause()
+        if 'orphan' in sys.argv: os._exit(0)
+        signal.pause()
+    os.write(1, f'up {os.getpid()}\\n'.encode())
+    signal.pause()
+"""
+
+
+def test_output_environment_and_status_arrive(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn("import os, sys; print(sorted(os.environ)); sys.stderr.write('no end'); sys.exit(7)", A="1")
+        assert await child.wait() == 7
+        assert stage.lines == ["['A', 'LC_CTYPE', 'PATH', 'PYTHONUNBUFFERED', 'VLLAMA_WORKER']", "no end"] or (
+            stage.lines == ["['A', 'PATH', 'PYTHONUNBUFFERED', 'VLLAMA_WORKER']", "no end"]
+        )
+        await child.kill_tree()
+        assert await child.wait() == 7
+
+    play(scene)
+
+
+def test_child_leads_a_session_reads_nothing_and_dies_first_under_memory_pressure(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(
+            """
+            import ctypes, os, sys
+            signal = ctypes.c_int()
+            ctypes.CDLL(None).prctl(2, ctypes.byref(signal))
+            print('sid', os.getsid(0) == os.getpgid(0) == os.getpid(), 'stdin', repr(sys.stdin.read()))
+            print('death', signal.value, 'oom', open('/proc/self/oom_score_adj').read().strip())
+            print('descriptors', sorted(os.listdir('/proc/self/fd'))[:4])
+            """
+        )
+        assert await child.wait() == 0
+        assert stage.lines[0] == "sid True stdin ''"
+        assert stage.lines[1] == "death 15 oom 500"
+        # 0 to 2, and the listing itself.
+        assert stage.lines[2] == "descriptors ['0', '1', '2', '3']"
+        await child.kill_tree()
+
+    play(scene)
+
+
+def test_exit_is_seen_but_not_reaped_until_the_tree_is_killed(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn("raise SystemExit(0)")
+        statuses = await asyncio.gather(child.wait(), child.wait())
+        assert statuses == [0, 0]
+        leader = tree.read(child.pid)
+        assert leader is not None and leader.is_zombie
+        await child.kill_tree()
+        assert tree.read(child.pid) is None
+        await child.kill_tree()
+        child.terminate()
+        assert child.memory_bytes() == 0
+
+    play(scene)
+
+
+def test_terminate_reaches_the_whole_group(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(FAMILY)
+        core = int(await stage.line("core"))
+        await stage.line("up")
+        child.terminate()
+        assert await child.wait() == -signal.SIGTERM
+        # The one that ignores SIGTERM outlives its leader, until the tree is killed.
+        assert is_alive(core)
+        await child.kill_tree()
+        assert not is_alive(core)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("how", ["plain", "setsid", "setsid orphan", "orphan"])
+def test_kill_tree_ends_everyone_whatever_they_tried(play, how: str) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(FAMILY, *how.split())
+        core = int(await stage.line("core"))
+        await stage.line("up")
+        await asyncio.gather(child.kill_tree(), child.kill_tree())
+        assert tree.read(core) is None
+        assert tree.read(child.pid) is None
+        assert await child.wait() == -signal.SIGKILL
+
+    play(scene)
+
+
+def test_kill_tree_ends_a_group_without_its_leader(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(FAMILY)
+        core = int(await stage.line("core"))
+        await stage.line("up")
+        os.kill(child.pid, signal.SIGKILL)
+        assert await child.wait() == -signal.SIGKILL
+        assert is_alive(core)
+        await child.kill_tree()
+        assert tree.read(core) is None
+
+    play(scene)
+
+
+def test_cancelled_kill_can_be_finished_by_another(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(FAMILY, "setsid")
+        await stage.line("core")
+        task = asyncio.create_task(child.kill_tree())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await child.kill_tree()
+        assert task.cancelled()
+
+    play(scene)
+
+
+def test_shared_memory_of_killed_processes_is_removed(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(
+            """
+            import mmap, os, signal
+            path = f'/dev/shm/vllama-test-{os.getpid()}'
+            with open(path, 'wb+') as file:
+                file.truncate(4096)
+                held = mmap.mmap(file.fileno(), 4096)
+            print('up', path)
+            signal.pause()
+            """
+        )
+        path = Path(await stage.line("up"))
+        assert path in shared_memory()
+        await child.kill_tree()
+        assert path not in shared_memory()
+
+    play(scene)
+
+
+def test_memory_counts_the_whole_tree(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(
+            """
+            import os, signal
+            held = os.urandom(2**20) * 32
+            if os.fork() == 0:
+                mine = os.urandom(2**20) * 16
+                print('up')
+            signal.pause()
+            """
+        )
+        await stage.line("up")
+        memory = child.memory_bytes()
+        # 32 MiB shared by two and counted once, 16 MiB of the second, and two interpreters.
+        assert 48 * 2**20 < memory < 78 * 2**20
+        await child.kill_tree()
+
+    play(scene)
+
+
+def test_a_shouting_child_neither_blocks_the_loop_nor_itself(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn("for i in range(100_000): print('line', i)")
+        longest = 0.0
+        waiting = asyncio.create_task(child.wait())
+        while not waiting.done():
+            before = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - before)
+        await child.kill_tree()
+        assert len(stage.lines) == 100_000
+        assert stage.lines[-1] == "line 99999"
+        assert longest < 0.5
+
+    play(scene)
+
+
+def test_missing_program_is_refused_at_once(play) -> None:
+    async def scene(stage: Stage) -> None:
+        command = Command(["/no/such/python"], ENVIRONMENT, stage.folder, "tiny")
+        with pytest.raises(VllamaError) as caught:
+            stage.launcher.spawn(command, stage.take)
+        assert caught.value.reason is Reason.ENGINE_START_FAILED
+        assert str(caught.value) == "cannot start tiny: cannot execute /no/such/python: no such file"
+        assert caught.value.hint
+        (stage.folder / "text").write_text("not a program")
+        with pytest.raises(VllamaError, match="not executable"):
+            stage.launcher.spawn(Command([str(stage.folder / "text")], ENVIRONMENT, stage.folder, "tiny"), stage.take)
+        with pytest.raises(VllamaError, match="No such file"):
+            stage.launcher.spawn(Command([sys.executable], ENVIRONMENT, stage.folder / "no", "tiny"), stage.take)
+
+    play(scene)
+
+
+def test_program_of_a_wrong_format_says_so_in_its_output(play) -> None:
+    async def scene(stage: Stage) -> None:
+        program = stage.folder / "program"
+        program.write_bytes(b"\x7fELF nonsense")
+        program.chmod(0o755)
+        child = stage.launcher.spawn(Command([str(program)], ENVIRONMENT, stage.folder, "tiny"), stage.take)
+        assert await child.wait() == 126
+        assert stage.lines == [f"launch: cannot execute {program}: Exec format error"]
+        await child.kill_tree()
+
+    play(scene)
+
+
+DAEMON = """
+    import asyncio, sys
+    from pathlib import Path
+    from vllamad.domain.ports import Command
+    from vllamad.process.child import PosixLauncher
+
+    async def main():
+        launcher = PosixLauncher(sys.argv[1])
+        command = Command([sys.executable, "-S", "-c", sys.argv[2]], {"PYTHONUNBUFFERED": "1"}, Path("/"), "test")
+        child = launcher.spawn(command, lambda line: print(line, flush=True))
+        await child.wait()
+        print("child ended", flush=True)
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+def test_children_get_sigterm_when_the_daemon_is_killed(play) -> None:
+    async def scene(stage: Stage) -> None:
+        grandchild = (
+            "import os, signal; signal.signal(15, lambda *_: os._exit(0)); print('up', os.getpid()); signal.pause()"
+        )
+        daemon = stage.launcher.spawn(_daemon(stage, "inner", grandchild), stage.take)
+        pid = int(await stage.line("up"))
+        ending = tree.Dying(pid)
+        os.kill(daemon.pid, signal.SIGKILL)
+        await tree.exits([ending])
+        assert not is_alive(pid)
+        await daemon.kill_tree()
+        await _reap(stage)
+
+    play(scene)
+
+
+def test_successor_kills_what_ignored_the_death_signal(play) -> None:
+    async def scene(stage: Stage) -> None:
+        deaf = "import os, signal; signal.signal(15, signal.SIG_IGN); print('up', os.getpid()); signal.pause()"
+        daemon = stage.launcher.spawn(_daemon(stage, "inner", deaf), stage.take)
+        pid = int(await stage.line("up"))
+        os.kill(daemon.pid, signal.SIGKILL)
+        await daemon.wait()
+        assert is_alive(pid)
+        successor = PosixLauncher(str(stage.folder / "inner"))
+        assert await successor.kill_leftovers() == 1
+        assert not is_alive(pid)
+        assert await successor.kill_leftovers() == 0
+        await daemon.kill_tree()
+        await _reap(stage)
+
+    play(scene)
+
+
+def _daemon(stage: Stage, owner: str, script: str) -> Command:
+    argv = [sys.executable, "-c", textwrap.dedent(DAEMON), str(stage.folder / owner), script]
+    return Command(argv, ENVIRONMENT, stage.folder, "daemon")
+
+
+async def _reap(stage: Stage) -> None:
+    """Adopted orphans are taken at the second look."""
+    await stage.launcher.reap_orphans()
+    await stage.launcher.reap_orphans()
+
+
+def test_orphans_are_reaped_and_leaders_are_not(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn("""
+            import os
+            read, write = os.pipe()
+            if os.fork() == 0:
+                if os.fork():
+                    os._exit(0)
+                os.read(read, 1)
+                os._exit(0)
+            os.wait()
+            os.write(write, b'go')
+            print('done')
+            """)
+        assert await child.wait() == 0
+        await stage.line("done")
+        leader = tree.read(child.pid)
+        assert leader is not None and leader.is_zombie
+        assert await stage.launcher.reap_orphans() == 0
+        await stage.launcher.reap_orphans()
+        leader = tree.read(child.pid)
+        assert leader is not None and leader.is_zombie
+        await child.kill_tree()
+
+    play(scene)
+
+
+def test_uvloop_sees_exits_and_output(play, tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scene() -> None:
+        stage = Stage(tmp_path)
+        child = stage.spawn(FAMILY, "setsid")
+        await stage.line("core")
+        os.kill(child.pid, signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await child.wait() == -signal.SIGTERM
+            await child.kill_tree()
+
+    uvloop.run(scene())

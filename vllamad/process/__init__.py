@@ -1,0 +1,1 @@
+"""Children: launch, watch, signal and reap whole trees (floor 2)."""
