@@ -1,0 +1,36 @@
+"""The claims about an engine, on the fake: what the other tests build on is true of it."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract import engine_claims as claims
+
+FAKE_PYTHON = Path(__file__).parents[1] / "fakes" / "fake_python"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of sockets."""
+    with tempfile.TemporaryDirectory(prefix="vl-") as name:
+        yield Path(name)
+
+
+def test_the_fake_keeps_every_claim(short_folder: Path) -> None:
+    async def scene() -> None:
+        # Slow enough that a stream can be closed before its end.
+        environment = {"FAKE_ENGINE": "--token-delay-s 0.001"}
+        model = claims.make_model(short_folder)
+        async with claims.running(FAKE_PYTHON, model, short_folder, deadline_s=10, environment=environment) as engine:
+            for claim in claims.CLAIMS:
+                try:
+                    await claim(engine)
+                except Exception as error:
+                    error.add_note(f"claim: {claim.__name__}")
+                    raise
+            await claims.sigterm_ends_it(engine)
+
+    asyncio.run(scene(), debug=True)

@@ -1,0 +1,451 @@
+"""A program that behaves like vLLM's API server on a Unix socket, and misbehaves on demand.
+
+Takes vLLM's command line (unknown flags are ignored), prints log lines of its shape, starts an ``EngineCore``
+grandchild, and serves from the standard library alone: it is up in a tenth of a second.
+
+Misbehaviour comes from, later wins: ``fake_engine.json`` in the model's folder; the environment variable FAKE_ENGINE
+(a JSON object, or flags as below); flags on the command line (``engine.args``). See ``Faults``. ``GET /_fake/state``
+tells what is going on, ``POST /_fake/faults`` replaces the faults of a running one and begins
+its counts anew.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from engine_answers import Card, Plan, Refused, chunks, count_tokens, embeddings, plan, sse, whole
+
+CORE_DEATH_TO_EXIT_S = 1.0
+POLL_S = 0.01
+"""How soon a stream notices that its client has gone."""
+
+
+@dataclasses.dataclass
+class Faults:
+    """Each is a flag too: ``--load-s 2``, ``--ignore-term``."""
+
+    load_s: float = 0.0
+    """Time between the first log line and readiness."""
+    die_while_loading: bool = False
+    """Print a traceback and exit 1 instead of getting ready."""
+    die_after: float = 0.0
+    """Seconds from readiness to a sudden end; the core stays behind."""
+    exit_0_on_crash: bool = False
+    """Sudden ends have status 0, as vLLM's after its engine core died."""
+    ignore_term: bool = False
+    hang_on_open_streams: bool = False
+    """On SIGTERM, wait for open connections without limit (vLLM without --shutdown-timeout)."""
+    leave_grandchild: bool = False
+    """The core leads a session of its own, ignores SIGTERM and is not taken along."""
+    never_ready: bool = False
+    hang_health: bool = False
+    """/health takes the request and never answers."""
+    sick_health: bool = False
+    """/health says 503."""
+    half_stream: int = 0
+    """Die after so many chunks of a stream."""
+    hang_stream: int = 0
+    """Fall silent after so many chunks of a stream."""
+    error_in_stream: int = 0
+    """After so many chunks of a stream send vLLM's in-band error and [DONE]."""
+    error_500: bool = False
+    """Answer generation requests with 500 and close the connection."""
+    drop_requests: int = 0
+    """Close the connection without an answer, for so many generation requests."""
+    close_idle: bool = False
+    """Close kept-alive connections after each answer without having said so."""
+    token_delay_s: float = 0.0
+    tokens: int = 16
+    """Length of an answer that nothing limits."""
+
+    def take(self, values: dict[str, Any]) -> None:
+        """Set what is named; other names are an error, so that a typing error does not pass as good behaviour."""
+        for name, value in values.items():
+            kind = type(getattr(self, name))
+            setattr(self, name, kind(value))
+
+    def take_flags(self, arguments: list[str]) -> list[str]:
+        """Set what is among these flags; returns the rest."""
+        rest: list[str] = []
+        left = deque(arguments)
+        names = {f"--{name.replace('_', '-')}": name for name in self.__dataclass_fields__}
+        while left:
+            flag, _, value = left.popleft().partition("=")
+            if flag not in names:
+                rest.append(f"{flag}={value}" if value else flag)
+            elif isinstance(getattr(self, names[flag]), bool):
+                setattr(self, names[flag], True)
+            else:
+                self.take({names[flag]: value or left.popleft()})
+        return rest
+
+
+class FakeEngine:
+    """One API server."""
+
+    def __init__(self, card: Card, faults: Faults, socket: Path) -> None:
+        self.card = card
+        self.faults = faults
+        self.socket = socket
+        self.core = 0
+        self.core_is_dead = False
+        self.running = 0
+        self.aborted = 0
+        self.finished = 0
+        self.served = 0
+        self.requests: deque[dict[str, Any]] = deque(maxlen=50)
+        self.connections: set[asyncio.StreamWriter] = set()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: None if self.faults.ignore_term else ended.set())
+        log(f"vLLM server version 0.32.0, serving model {self.card.root}")
+        self.start_core()
+        watching = asyncio.create_task(self.watch_core())
+        log("Initializing a V1 LLM engine (v0.32.0) with config: fake", "EngineCore", self.core)
+        log(f"Starting to load model {self.card.root}...", "EngineCore", self.core)
+        loading = asyncio.create_task(self.load())
+        stopping = asyncio.create_task(ended.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            await stopping
+        loading.cancel()
+        watching.cancel()
+        await self.stop()
+
+    async def load(self) -> None:
+        for percent in (0, 50, 100):
+            sys.stderr.write(f"\rLoading safetensors checkpoint shards: {percent:3d}% Completed | {percent // 50}/2")
+            sys.stderr.flush()
+            await asyncio.sleep(self.faults.load_s / 3)
+        sys.stderr.write("\n")
+        log("Loading weights took 0.01 seconds", "EngineCore", self.core)
+        if self.faults.die_while_loading:
+            log("EngineCore failed to start.", "EngineCore", self.core, level="ERROR")
+            log("ValueError: No available memory for the cache blocks.", "EngineCore", self.core, level="ERROR")
+            self.kill_core()
+            leave(1)
+        log("CPU KV cache size: 11,648 tokens, Maximum concurrency: 1.42x", "EngineCore", self.core)
+        log("init engine (profile, create kv cache, warmup model) took 0.01 s", "EngineCore", self.core)
+        if self.faults.never_ready:
+            await asyncio.Event().wait()
+        log(f"Starting vLLM server on unix:{self.socket}")
+        await asyncio.start_unix_server(self.serve, str(self.socket), limit=64 * 1024 * 1024)
+        print("INFO:     Application startup complete.", file=sys.stderr, flush=True)
+        if self.faults.die_after:
+            await asyncio.sleep(self.faults.die_after)
+            self.crash()
+
+    def start_core(self) -> None:
+        self.core = os.fork()
+        if self.core:
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.set_wakeup_fd(-1)
+            signal.signal(number, signal.SIG_IGN if self.faults.leave_grandchild else signal.SIG_DFL)
+        if self.faults.leave_grandchild:
+            os.setsid()
+        Path("/proc/self/comm").write_text("VLLM::EngineCore")
+        while True:
+            signal.pause()
+
+    async def watch_core(self) -> None:
+        """When its core dies, vLLM answers everyone with errors, and its server ends a second or more later with 0."""
+        died = asyncio.Event()
+        descriptor = os.pidfd_open(self.core)
+        asyncio.get_running_loop().add_reader(descriptor, died.set)
+        await died.wait()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        self.core_is_dead = True
+        self.core = 0
+        log("EngineCore encountered an issue. See stack trace for the root cause.", level="ERROR")
+        await asyncio.sleep(CORE_DEATH_TO_EXIT_S)
+        leave(0)
+
+    def kill_core(self) -> None:
+        if self.core and not self.faults.leave_grandchild:
+            os.kill(self.core, signal.SIGKILL)
+            os.waitpid(self.core, 0)
+            self.core = 0
+
+    async def stop(self) -> None:
+        log("[shutdown] API server: shutdown triggered")
+        self.kill_core()
+        while self.faults.hang_on_open_streams and self.running:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+        # The socket stays behind, as vLLM's does.
+        leave(0)
+
+    def crash(self) -> None:
+        """A sudden end: the core stays, nothing is closed, unlike ``stop``."""
+        log("EngineCore encountered an issue.", level="ERROR")
+        leave(0 if self.faults.exit_0_on_crash else 1)
+
+    # --- HTTP --------------------------------------------------------------------------------------------------------
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(writer)
+        try:
+            while (request := await read_request(reader)) is not None:
+                method, path, headers, body = request
+                work = asyncio.create_task(self.answer(writer, method, path, headers, body))
+                gone = asyncio.create_task(self.hang_up(reader))
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    work.cancel()
+                gone.cancel()
+                keeps = (await asyncio.gather(work, return_exceptions=True))[0]
+                if keeps is not True or self.faults.close_idle or reader.at_eof():
+                    break
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.connections.discard(writer)
+            writer.close()
+
+    async def hang_up(self, reader: asyncio.StreamReader) -> None:
+        """Return when the client has closed its side. It never pipelines, so nothing else can come."""
+        while not reader.at_eof():  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+
+    async def answer(
+        self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> bool:
+        """Answer one request; True if the connection may be used again."""
+        path = path.partition("?")[0]
+        try:
+            if method == "POST":
+                data = json.loads(body) if body else {}
+                return await self.post(writer, path, headers, data)
+            return await self.get(writer, path)
+        except Refused as refused:
+            return await respond(writer, refused.status, refused.body)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            kind = {"message": f"{error!r}", "type": "Bad Request", "param": None, "code": 400}
+            return await respond(writer, 400, {"error": kind})
+
+    async def get(self, writer: asyncio.StreamWriter, path: str) -> bool:
+        match path:
+            case "/health" | "/ping":
+                if self.faults.hang_health:
+                    await asyncio.Event().wait()
+                is_sick = self.faults.sick_health or self.core_is_dead
+                return await respond(writer, 503 if is_sick else 200, b"")
+            case "/version":
+                return await respond(writer, 200, {"version": "0.32.0"})
+            case "/v1/models":
+                card = {"object": "model", "owned_by": "vllm", "root": self.card.root, "parent": None}
+                card |= {"max_model_len": self.card.max_model_len, "created": 1_700_000_000, "permission": []}
+                return await respond(
+                    writer, 200, {"object": "list", "data": [{"id": name, **card} for name in self.card.names]}
+                )
+            case "/metrics":
+                label = f'{{engine="0",model_name="{self.card.names[0]}"}}'
+                text = (
+                    f"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{label} {self.running}.0\n"
+                    f"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{label} 0.0\n"
+                    f"# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{label} 0.0\n"
+                )
+                return await respond(writer, 200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
+            case "/_fake/state":
+                return await respond(writer, 200, self.state())
+            case _:
+                return await respond(writer, 404, {"detail": "Not Found"})
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "core": self.core,
+            "running": self.running,
+            "aborted": self.aborted,
+            "finished": self.finished,
+            "connections": len(self.connections),
+            "requests": list(self.requests),
+            "argv": sys.argv,
+            "environment": dict(os.environ),
+        }
+
+    async def post(
+        self, writer: asyncio.StreamWriter, path: str, headers: dict[str, str], body: dict[str, Any]
+    ) -> bool:
+        if path == "/_fake/faults":
+            self.faults = Faults()
+            self.faults.take(body)
+            self.requests.clear()
+            self.aborted = self.finished = 0
+            return await respond(writer, 200, {})
+        if path == "/tokenize":
+            ids = count_tokens(self.card, body)
+            answer = {"count": len(ids), "max_model_len": self.card.max_model_len, "tokens": ids, "token_strs": None}
+            return await respond(writer, 200, answer)
+        if path == "/detokenize":
+            return await respond(writer, 200, {"prompt": " ".join(f"t{each}" for each in body["tokens"])})
+        self.requests.append({"path": path, "headers": headers, "body": body})
+        self.served += 1
+        if self.faults.drop_requests > 0:
+            self.faults.drop_requests -= 1
+            return False
+        if self.faults.error_500 or self.core_is_dead:
+            error = {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
+            await respond(writer, 500, {"error": error})
+            return False
+        if path == "/v1/embeddings":
+            return await respond(writer, 200, embeddings(self.card, body, self.served))
+        if path not in {"/v1/chat/completions", "/v1/completions"}:
+            return await respond(writer, 404, {"detail": "Not Found"})
+        is_chat = path == "/v1/chat/completions"
+        decided = plan(self.card, body, is_chat=is_chat)
+        self.running += 1
+        try:
+            if body.get("stream"):
+                await self.stream(writer, body, decided, self.served, is_chat=is_chat)
+            else:
+                await asyncio.sleep(self.faults.token_delay_s * len(decided.tokens))
+                await respond(writer, 200, whole(self.card, body, decided, self.served, is_chat=is_chat))
+        except (asyncio.CancelledError, ConnectionError):
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+        self.finished += 1
+        return True
+
+    async def stream(
+        self, writer: asyncio.StreamWriter, body: dict[str, Any], decided: Plan, number: int, *, is_chat: bool
+    ) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        sent = 0
+        async for event in self.events(body, decided, number, is_chat=is_chat):
+            writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+            await writer.drain()
+            sent += 1
+            if sent == self.faults.half_stream:
+                self.crash()
+            if sent == self.faults.hang_stream:
+                await asyncio.Event().wait()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def events(self, body: dict[str, Any], decided: Plan, number: int, *, is_chat: bool) -> AsyncIterator[bytes]:
+        for at, chunk in enumerate(chunks(self.card, body, decided, number, is_chat=is_chat)):
+            if self.core_is_dead or (at and at == self.faults.error_in_stream):
+                error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
+                yield sse({"error": error | {"param": None}})
+                break
+            if at:
+                await asyncio.sleep(self.faults.token_delay_s)
+            yield sse(chunk)
+        yield sse("[DONE]")
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str], bytes] | None:
+    """Method, path, headers (names in lower case) and body; None when the client has closed."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, path, _ = first.split(" ", 2)
+    headers = {
+        name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
+    }
+    if "chunked" in headers.get("transfer-encoding", ""):
+        body = b""
+        while size := int(await reader.readline(), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readline()
+    else:
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return method, path, headers, body
+
+
+async def respond(
+    writer: asyncio.StreamWriter, status: int, body: dict[str, Any] | bytes, kind: str = "application/json"
+) -> bool:
+    data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    head = f"HTTP/1.1 {status} Fake\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+    await writer.drain()
+    return True
+
+
+def log(text: str, who: str = "APIServer", pid: int = 0, level: str = "INFO") -> None:
+    """One line as vLLM's loggers write it."""
+    stamp = time.strftime("%m-%d %H:%M:%S")
+    # Whoever reads may be dead; vLLM's loggers shrug that off as well.
+    with contextlib.suppress(BrokenPipeError):
+        print(f"({who} pid={pid or os.getpid()}) {level} {stamp} [fake.py:1] {text}", flush=True)
+
+
+def leave(status: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def serve(arguments: list[str]) -> None:
+    """Run until told to stop; the arguments are what follows ``-m vllm.entrypoints...``."""
+    options = read_flags(arguments)
+    model = Path(options["--model"][0])
+    faults = Faults()
+    if (file := model / "fake_engine.json").is_file():
+        faults.take(json.loads(file.read_text()))
+    if text := os.environ.get("FAKE_ENGINE", ""):
+        if text.lstrip().startswith("{"):
+            faults.take(json.loads(text))
+        else:
+            faults.take_flags(shlex.split(text))
+    faults.take_flags(arguments)
+    card = Card(
+        names=options.get("--served-model-name", [str(model)]),
+        root=str(model),
+        max_model_len=context_length(model, options.get("--max-model-len", ["auto"])[-1]),
+        has_tools="--enable-auto-tool-choice" in options and "--tool-call-parser" in options,
+        has_reasoning="--reasoning-parser" in options,
+        is_pooling=options.get("--runner") == ["pooling"],
+        default_tokens=faults.tokens,
+    )
+    asyncio.run(FakeEngine(card, faults, Path(options["--uds"][0])).run())
+
+
+def read_flags(arguments: list[str]) -> dict[str, list[str]]:
+    """Flags with the words that follow each; the last of equal flags wins."""
+    options: dict[str, list[str]] = {}
+    name = ""
+    for word in arguments:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            options[name] = [value] if value else []
+        elif name:
+            options[name].append(word)
+    return options
+
+
+def context_length(model: Path, flag: str) -> int:
+    if flag.isdigit():
+        return int(flag)
+    try:
+        return int(json.loads((model / "config.json").read_text())["max_position_embeddings"])
+    except (OSError, ValueError, KeyError):
+        return 8192
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

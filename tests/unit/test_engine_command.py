@@ -1,0 +1,205 @@
+"""Every decision of the engine's command line and environment."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Capability, Model, ModelDetails, Source, SourceKind
+from vllamad.domain.names import ModelRef
+from vllamad.domain.ports import Command, WorkerPlaces
+from vllamad.engine.command import GUARD, EngineOptions, ModelOptions, build_command, served_names
+
+PLACES = WorkerPlaces(Path("/run/vllama/workers/1-1/s"), Path("/run/vllama/workers/1-1"))
+OPTIONS = EngineOptions(Path("/engine/bin/python"), Path("/var/lib/vllama/cache"), {"PATH": "/bin"}, cpu_count=4)
+
+
+def make_model(name: str = "qwen3:0.6b", **more: Any) -> Model:
+    defaults: dict[str, Any] = {"source": Source(SourceKind.HUB, "Qwen/Qwen3-0.6B")}
+    defaults["details"] = ModelDetails(context_length=40960)
+    return Model(ModelRef.parse(name), "0" * 64, (), "/models/q", 0.0, **(defaults | more))
+
+
+def build(
+    device: str = "cuda", options: EngineOptions = OPTIONS, chosen: ModelOptions | None = None, **model: Any
+) -> Command:
+    return build_command(options, chosen or ModelOptions(), make_model(**model), PLACES, device)
+
+
+def value(command: Command, flag: str) -> str:
+    """The word after a flag that is there exactly once."""
+    assert command.argv.count(flag) == 1, command.argv
+    return command.argv[command.argv.index(flag) + 1]
+
+
+def test_it_serves_the_model_on_its_socket_by_the_interpreter() -> None:
+    command = build()
+    assert command.argv[:3] == ["/engine/bin/python", "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    assert value(command, "--model") == "/models/q"
+    assert value(command, "--uds") == "/run/vllama/workers/1-1/s"
+    assert command.cwd == PLACES.folder
+    assert command.title == "qwen3:0.6b"
+    assert not {"--host", "--port", "--api-key"} & set(command.argv)
+
+
+def test_every_known_name_is_served_and_the_display_form_is_shown() -> None:
+    assert served_names(make_model()) == ["qwen3:0.6b", "Qwen/Qwen3-0.6B"]
+    assert served_names(make_model("Org/Repo", source=Source(SourceKind.FOLDER))) == [
+        "Org/Repo:latest", "Org/Repo", "org/repo:latest", "org/repo",
+    ]  # fmt: skip
+
+
+def test_cuda_has_the_defaults_that_matter_there() -> None:
+    command = build("cuda")
+    assert value(command, "--max-num-batched-tokens") == "16384"
+    assert value(command, "--gpu-memory-utilization") == "0.9"
+    assert value(command, "--dtype") == "auto"
+    assert "--enable-chunked-prefill" in command.argv and "--enable-prefix-caching" in command.argv
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-seqs"} & set(command.argv)
+    assert "OMP_NUM_THREADS" not in command.env and "TORCH_COMPILE_DISABLE" not in command.env
+
+
+def test_cpu_is_eager_and_bounded() -> None:
+    command = build("cpu", replace(OPTIONS, cpu_kv_bytes=123))
+    assert "--enforce-eager" in command.argv
+    assert value(command, "--kv-cache-memory-bytes") == "123"
+    assert value(command, "--max-num-batched-tokens") == "2048"
+    assert "--gpu-memory-utilization" not in command.argv
+    assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
+    assert command.env["TORCH_COMPILE_DISABLE"] == "1"
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "1"), (4, "3"), (16, "15")])
+def test_on_few_cores_the_model_runs_in_the_engine_core_and_leaves_one_core(cores: int, threads: str) -> None:
+    env = build("cpu", replace(OPTIONS, cpu_count=cores)).env
+    assert (env["VLLM_ENABLE_V1_MULTIPROCESSING"], env["OMP_NUM_THREADS"]) == ("0", threads)
+
+
+def test_on_many_cores_the_engine_binds_by_itself() -> None:
+    env = build("cpu", replace(OPTIONS, cpu_count=64)).env
+    assert not {"VLLM_ENABLE_V1_MULTIPROCESSING", "OMP_NUM_THREADS"} & env.keys()
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "chosen", "dtype"),
+    [
+        ("cpu", True, "auto", "auto"),
+        ("cpu", False, "auto", "float32"),
+        ("cpu", False, "", "float32"),
+        ("cpu", False, "bfloat16", "bfloat16"),
+        ("cuda", False, "auto", "auto"),
+        ("cuda", True, "float16", "float16"),
+    ],
+)
+def test_number_format(device: str, has_bfloat16: bool, chosen: str, dtype: str) -> None:
+    options = replace(OPTIONS, has_bfloat16=has_bfloat16)
+    assert value(build(device, options, ModelOptions(dtype=chosen)), "--dtype") == dtype
+
+
+@pytest.mark.parametrize(
+    ("device", "setting", "is_eager"),
+    [("cpu", None, True), ("cuda", None, False), ("cpu", False, False), ("cuda", True, True)],
+)
+def test_eager_by_device_or_as_set(device: str, setting: bool | None, is_eager: bool) -> None:
+    command = build(device, replace(OPTIONS, enforce_eager=setting))
+    assert ("--enforce-eager" in command.argv) is is_eager
+    assert ("TORCH_COMPILE_DISABLE" in command.env) is (device == "cpu" and is_eager)
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "flag"),
+    [(0, 40960, "auto"), (4096, 40960, "4096"), (99999, 40960, "40960"), (99999, 0, "99999")],
+)
+def test_context_length(asked: int, known: int, flag: str) -> None:
+    command = build(chosen=ModelOptions(context_length=asked), details=ModelDetails(context_length=known))
+    assert value(command, "--max-model-len") == flag
+
+
+def test_parsers_only_where_the_model_has_them() -> None:
+    assert not {"--enable-auto-tool-choice", "--tool-call-parser", "--reasoning-parser"} & set(build().argv)
+    command = build(tool_parser="hermes", reasoning_parser="qwen3")
+    assert "--enable-auto-tool-choice" in command.argv
+    assert value(command, "--tool-call-parser") == "hermes"
+    assert value(command, "--reasoning-parser") == "qwen3"
+    chosen = ModelOptions(tool_parser="llama3_json", reasoning_parser="deepseek_r1")
+    command = build(chosen=chosen, tool_parser="hermes", reasoning_parser="qwen3")
+    assert value(command, "--tool-call-parser") == "llama3_json"
+    assert value(command, "--reasoning-parser") == "deepseek_r1"
+
+
+def test_embedding_models_get_the_pooling_runner_and_nothing_of_generation() -> None:
+    command = build(capabilities=(Capability.EMBEDDING,), tool_parser="hermes")
+    assert value(command, "--runner") == "pooling"
+    generation = {"--generation-config", "--enable-prefix-caching", "--tool-call-parser", "--max-num-batched-tokens"}
+    assert not generation & set(command.argv)
+    assert "--runner" not in build(capabilities=(Capability.COMPLETION, Capability.EMBEDDING)).argv
+
+
+def test_settings_of_the_model_come_last_and_win() -> None:
+    command = build(chosen=ModelOptions(max_num_seqs=7, args=("--seed", "1")))
+    assert value(command, "--max-num-seqs") == "7"
+    assert command.argv[-2:] == ["--seed", "1"]
+
+
+def test_zero_batched_tokens_leaves_the_engines_default() -> None:
+    options = replace(OPTIONS, max_num_batched_tokens=0)
+    assert "--max-num-batched-tokens" not in build("cuda", options).argv + build("cpu", options).argv
+
+
+def test_environment_is_an_allow_list() -> None:
+    inherited = {
+        "PATH": "/bin", "HOME": "/home/u", "LANG": "C.UTF-8", "LC_TIME": "C", "CUDA_VISIBLE_DEVICES": "1",
+        "NVIDIA_VISIBLE_DEVICES": "all", "SECRET": "s", "LD_PRELOAD": "x.so", "PYTHONSTARTUP": "x", "MY_CHOICE": "m",
+        "VLLM_API_KEY": "k", "TMPDIR": "/else",
+    }  # fmt: skip
+    env = build(options=replace(OPTIONS, inherited=inherited, env_names=("MY_CHOICE", "ABSENT"))).env
+    passed = {"PATH", "HOME", "LANG", "LC_TIME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "MY_CHOICE"}
+    assert {name: env[name] for name in passed} == {name: inherited[name] for name in passed}
+    assert not {"SECRET", "LD_PRELOAD", "PYTHONSTARTUP", "VLLM_API_KEY", "ABSENT"} & env.keys()
+    assert env["TMPDIR"] == env["VLLM_RPC_BASE_PATH"] == "/run/vllama/workers/1-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "HF_TOKEN", "HTTPS_PROXY", "https_proxy"]
+)
+def test_some_names_never_get_through_even_if_asked_for(name: str) -> None:
+    assert name not in build(options=replace(OPTIONS, inherited={name: "x"}, env_names=(name,))).env
+
+
+def test_engine_goes_to_no_network_and_keeps_its_files_in_our_folders() -> None:
+    env = build().env
+    assert env["HF_HUB_OFFLINE"] == env["TRANSFORMERS_OFFLINE"] == env["VLLM_NO_USAGE_STATS"] == "1"
+    caches = ["VLLM_CACHE_ROOT", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME"]
+    assert all(env[name].startswith("/var/lib/vllama/cache") for name in caches)
+    assert env["HOME"] == "/var/lib/vllama/cache"
+    assert build(options=replace(OPTIONS, inherited={})).env["PATH"]
+    assert int(env["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 60 and int(env["VLLM_MAX_STOP_STRINGS"]) >= 64
+
+
+def test_names_that_are_asked_for_win_except_over_the_guard() -> None:
+    inherited = {"VLLM_MAX_STOP_STRINGS": "99", "PYTHONPATH": "/mine", "VLLM_PLUGINS": "mine"}
+    env = build(options=replace(OPTIONS, inherited=inherited, env_names=tuple(inherited))).env
+    assert env["VLLM_MAX_STOP_STRINGS"] == "99"
+    assert env["PYTHONPATH"] == f"{GUARD}:/mine"
+    assert env["VLLM_PLUGINS"] == "mine,vllama_guard"
+    assert "VLLM_PLUGINS" not in build().env
+
+
+def test_guard_is_a_plugin_that_python_finds_on_its_folder() -> None:
+    from importlib.metadata import distributions
+
+    (guard,) = distributions(path=[str(GUARD)])
+    (entry,) = guard.entry_points
+    assert (entry.group, entry.name, entry.value) == ("vllm.general_plugins", "vllama_guard", "vllama_guard:install")
+    assert (GUARD / "vllama_guard.py").is_file()
+
+
+def test_a_path_that_no_socket_can_have_is_refused() -> None:
+    folder = Path("/run") / ("x" * 70)
+    with pytest.raises(VllamaError) as caught:
+        build_command(OPTIONS, ModelOptions(), make_model(), WorkerPlaces(folder / "s", folder), "cpu")
+    assert caught.value.reason is Reason.ENGINE_START_FAILED
+    assert "112 bytes" in caught.value.message and caught.value.hint and "runtime" in caught.value.hint

@@ -1,0 +1,73 @@
+"""Lines of real starts (vLLM 0.32), and what they say."""
+
+import pytest
+
+from vllamad.domain.ports import LoadStep
+from vllamad.engine.phases import read_phase
+
+CORE = "(EngineCore pid=8456) INFO 11-22 18:50:17 "
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        (
+            "(APIServer pid=1) INFO 11-22 18:49:59 [api_utils.py:347] vLLM server version 0.32.0, serving model /m",
+            LoadStep("import", 0.3),
+        ),
+        (CORE + "[model.py:733] Resolved architecture: LlamaForCausalLM", LoadStep("import", 0.35)),
+        (
+            CORE + "[core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m'",
+            LoadStep("engine", 0.6),
+        ),
+        (CORE + "[cpu_model_runner.py:68] Starting to load model /m...", LoadStep("weights", 0.65)),
+        (
+            "Loading safetensors checkpoint shards:   0% Completed | 0/4 [00:00<?, ?it/s]",
+            LoadStep("weights", 0.65, "0/4"),
+        ),
+        (
+            "Loading safetensors checkpoint shards:  50% Completed | 2/4 [00:01<00:01,  3.47it/s]",
+            LoadStep("weights", 0.725, "2/4"),
+        ),
+        ("Loading pt checkpoint shards: 100% Completed | 1/1", LoadStep("weights", 0.8, "1/1")),
+        (CORE + "[default_loader.py:501] Loading weights took 0.30 seconds", LoadStep("weights", 0.8)),
+        (CORE + "[backends.py:1167] Dynamo bytecode transform time: 4.51 s", LoadStep("compile", 0.82)),
+        (CORE + "[monitor.py:34] torch.compile takes 21.40 s in total", LoadStep("compile", 0.82)),
+        (
+            "Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  50%|#####     | 17/35 [00:01<00:00, 29.9it/s]",
+            LoadStep("graphs", 0.87, "17/35"),
+        ),
+        (
+            CORE + "[gpu_model_runner.py:6582] Graph capturing finished in 4 secs, took 0.60 GiB",
+            LoadStep("graphs", 0.9),
+        ),
+        (
+            CORE + "[kv_cache_utils.py:2327] GPU KV cache size: 1,211,648 tokens, Maximum concurrency: 9.1x",
+            LoadStep("cache", 0.91, "1,211,648 tokens"),
+        ),
+        (
+            CORE + "[core.py:402] init engine (profile, create kv cache, warmup model) took 0.33 s",
+            LoadStep("cache", 0.93),
+        ),
+        ("(APIServer pid=1) INFO 11-22 18:50 [entry.py:140] Starting vLLM server on unix:/s", LoadStep("routes", 0.97)),
+        ("INFO:     Application startup complete.", LoadStep("ready", 1.0)),
+    ],
+)
+def test_known_lines(line: str, step: LoadStep) -> None:
+    assert read_phase(line) == step
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Triton is installed, but doesn't include CPU backend. Disabling Triton.",
+        CORE + "[weight_utils.py:1108] Filesystem type for checkpoints: EXT4. Checkpoint size: 0.25 GiB.",
+        CORE + "[loggers.py:335] Engine 000: Avg prompt throughput: 9.3 tokens/s, CPU KV cache usage: 50.0%",
+        CORE + "[vllm.py:1703] Enforce eager set, disabling torch.compile, CUDAGraphs, and JIT kernel warmup.",
+        "INFO:     Waiting for application startup.",
+        "Loading % weird | 1/",
+    ],
+)
+def test_other_lines_are_no_step(line: str) -> None:
+    assert read_phase(line) is None

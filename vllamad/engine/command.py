@@ -1,0 +1,240 @@
+"""The engine's command line and environment (floor 2): the only module that knows vLLM's flags and variables.
+
+Verified with vLLM 0.32; flags are used that 0.33 has too. Everything is computed from arguments: the daemon's own
+environment comes in as a mapping.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Capability, Model
+from vllamad.domain.ports import Command, WorkerPlaces
+
+ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+"""Unlike the ``vllm`` script it works for every distribution of vLLM; it never forks further API servers."""
+
+GUARD = Path(__file__).with_name("guard")
+GUARD_PLUGIN = "vllama_guard"
+
+MAX_SOCKET_PATH = 107
+"""Bytes in ``sockaddr_un`` without the closing zero."""
+
+ENGINE_SOCKET_NAME = 36
+"""The engine names its inner sockets by UUIDs."""
+
+CPU_MAX_NUM_BATCHED_TOKENS = 2048
+"""The engine's default on CPU. What pays on a GPU would hold up everyone's next token for many seconds here."""
+
+SHARED_CORES = 16
+"""Up to so many cores the model runs inside the engine core on CPU, see ``_cpu_environment``."""
+
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+_INHERITED = frozenset({"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"})
+_INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_")
+_FORBIDDEN = frozenset(
+    {
+        # The service manager's: a child that speaks there would be taken for the daemon.
+        "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
+        # Secrets, and ways out: an engine loads from disk only.
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "VLLAMA_API_KEY",
+        "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY", "NO_PROXY",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What holds for every model. ``inherited`` is the daemon's environment, of which an allow-list plus the names in
+    ``env_names`` get through. ``enforce_eager`` None means: on CPU only. ``has_bfloat16`` tells if this CPU computes
+    in bfloat16 by itself."""
+
+    python: Path
+    cache_folder: Path
+    inherited: Mapping[str, str]
+    env_names: tuple[str, ...] = ()
+    cpu_kv_bytes: int = 1024**3
+    max_num_batched_tokens: int = 16384
+    gpu_memory_utilization: float = 0.90
+    enforce_eager: bool | None = None
+    cpu_count: int = 1
+    has_bfloat16: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What was configured for one model; "" and 0 leave the choice to the model's files and the engine. ``args`` come
+    last and win."""
+
+    context_length: int = 0
+    max_num_seqs: int = 0
+    dtype: str = "auto"
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    args: tuple[str, ...] = ()
+
+
+def build_command(
+    options: EngineOptions, chosen: ModelOptions, model: Model, places: WorkerPlaces, device: str
+) -> Command:
+    """The command that serves ``model`` on ``device`` ("cpu" or "cuda"). Raises ENGINE_START_FAILED if a socket's path
+    is longer than the kernel takes."""
+    _check_places(model, places)
+    is_cpu = device == "cpu"
+    argv = [str(options.python), "-m", ENTRY]
+    argv += ["--model", model.path, "--uds", str(places.socket)]
+    argv += ["--served-model-name", *served_names(model)]
+    argv += ["--disable-uvicorn-access-log", "--max-model-len", _max_model_len(chosen, model)]
+    argv += _generate_flags(options, chosen, model, is_cpu=is_cpu) if _generates(model) else ["--runner", "pooling"]
+    argv += _device_flags(options, chosen, is_cpu=is_cpu)
+    if chosen.max_num_seqs:
+        argv += ["--max-num-seqs", str(chosen.max_num_seqs)]
+    argv += chosen.args
+    return Command(argv, _environment(options, model, places, is_cpu=is_cpu), places.folder, model.name)
+
+
+def served_names(model: Model) -> list[str]:
+    """Every name that requests may carry; the first is the one that answers show."""
+    name = model.name
+    names = [name, name.removesuffix(":latest"), name.lower(), name.lower().removesuffix(":latest")]
+    return list(dict.fromkeys([*names, *filter(None, [model.source.repository])]))
+
+
+def _generates(model: Model) -> bool:
+    return Capability.COMPLETION in model.capabilities or Capability.EMBEDDING not in model.capabilities
+
+
+def _max_model_len(chosen: ModelOptions, model: Model) -> str:
+    # "auto": the model's own maximum, or less if the memory for contexts cannot hold one such request; without it the
+    # engine would refuse to start.
+    if not chosen.context_length:
+        return "auto"
+    # More than the model knows is refused by the engine as well.
+    return str(min(chosen.context_length, model.details.context_length or chosen.context_length))
+
+
+def _generate_flags(options: EngineOptions, chosen: ModelOptions, model: Model, *, is_cpu: bool) -> list[str]:
+    flags = [
+        # Else generation_config.json of the model silently changes what an omitted option means.
+        "--generation-config", "vllm",
+        # Without it weak models fill JSON with whitespace for ever. It needs a named backend; of the two that know
+        # it, guidance takes more of JSON schema (xgrammar lacks multipleOf, uniqueItems, contains, most formats).
+        "--structured-outputs-config.backend", "guidance",
+        "--structured-outputs-config.disable_any_whitespace", "true",
+        # True durations and counts for the answers.
+        "--enable-per-request-metrics", "--enable-prompt-tokens-details",
+        "--enable-chunked-prefill", "--enable-prefix-caching",
+    ]  # fmt: skip
+    if tokens := options.max_num_batched_tokens:
+        flags += ["--max-num-batched-tokens", str(min(tokens, CPU_MAX_NUM_BATCHED_TOKENS) if is_cpu else tokens)]
+    if parser := chosen.tool_parser or model.tool_parser:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    if parser := chosen.reasoning_parser or model.reasoning_parser:
+        flags += ["--reasoning-parser", parser]
+    return flags
+
+
+def _device_flags(options: EngineOptions, chosen: ModelOptions, *, is_cpu: bool) -> list[str]:
+    dtype = chosen.dtype or "auto"
+    if is_cpu and dtype == "auto" and not options.has_bfloat16:
+        # Where the CPU cannot, the kernels fall back one multiplication at a time: 8 streams made 15 tokens/s in
+        # bfloat16 and 45 in float32 (AVX2, two cores).
+        dtype = "float32"
+    flags = ["--dtype", dtype]
+    is_eager = is_cpu if options.enforce_eager is None else options.enforce_eager
+    if is_eager:
+        flags += ["--enforce-eager"]
+    if is_cpu:
+        # An absolute size: the engine's default takes a share of all memory of the machine.
+        return [*flags, "--kv-cache-memory-bytes", str(options.cpu_kv_bytes)]
+    return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+
+
+def _environment(options: EngineOptions, model: Model, places: WorkerPlaces, *, is_cpu: bool) -> dict[str, str]:
+    cache, folder = options.cache_folder, str(places.folder)
+    ours = {
+        # No network: models come from the store.
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # Ollama models carry more stop words than the engine's 4.
+        "VLLM_MAX_STOP_STRINGS": "64",
+        # The daemon keeps idle connections for 60 s; the engine's 5 would close them under its hands.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
+        "VLLM_SKIP_MODEL_NAME_VALIDATION": "1",
+        # Everything that an engine leaves behind lies in its own folder, which goes with it.
+        "VLLM_RPC_BASE_PATH": folder,
+        "TMPDIR": folder,
+        # What may be kept between starts.
+        "XDG_CACHE_HOME": str(cache),
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "VLLM_CONFIG_ROOT": str(cache / "vllm-config"),
+        "HF_HOME": str(cache / "huggingface"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "CUDA_CACHE_PATH": str(cache / "cuda"),
+        "FLASHINFER_WORKSPACE_BASE": str(cache),
+        "VLLM_PROCESS_NAME_PREFIX": f"VLLAMA-{model.ref.slug}",
+        "VLLM_LOGGING_COLOR": "0",
+        "NO_COLOR": "1",
+        "VLLM_DISABLE_LOG_LOGO": "1",
+        "PYTHONUNBUFFERED": "1",
+        # ``-m`` would put the working folder before the engine's own modules.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
+    if is_cpu:
+        ours |= _cpu_environment(options)
+    inherited = inherited_environment(options)
+    # Names that were asked for win over ours as well.
+    asked = {name: value for name, value in inherited.items() if name in options.env_names}
+    names = {"HOME": str(cache)} | inherited | ours | asked
+    names["PYTHONPATH"] = _joined([str(GUARD), asked.get("PYTHONPATH", "")], ":")
+    if "VLLM_PLUGINS" in names:
+        # An allow-list for all plugins; the guard is not optional.
+        names["VLLM_PLUGINS"] = _joined([names["VLLM_PLUGINS"], GUARD_PLUGIN], ",")
+    return names
+
+
+def inherited_environment(options: EngineOptions) -> dict[str, str]:
+    """What of the daemon's environment reaches the engine: an allow-list, and the names that were asked for."""
+    found = {
+        name: value
+        for name, value in options.inherited.items()
+        if (name in _INHERITED or name.startswith(_INHERITED_PREFIXES) or name in options.env_names)
+        and name.upper() not in _FORBIDDEN
+    }
+    return {"PATH": DEFAULT_PATH} | found
+
+
+def _cpu_environment(options: EngineOptions) -> dict[str, str]:
+    # The first request for logprobs compiles a function otherwise, and everyone waits: 26 s, measured.
+    names = {"TORCH_COMPILE_DISABLE": "1"} if options.enforce_eager is not False else {}
+    if options.cpu_count <= SHARED_CORES:
+        # The model runs inside the engine core instead of a process of its own. Measured on two cores: ready after 29
+        # instead of 49 s (one import of torch less), 0.7 GB less, no 400 MB of queues in /dev/shm, the same tokens/s.
+        # One thread is left for the API server and the core's own loop: threads on all cores spin against those (10
+        # instead of 15 tokens/s). On large machines the engine's own binding to NUMA nodes matters more.
+        names |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(max(1, options.cpu_count - 1))}
+    return names
+
+
+def _joined(parts: Iterable[str], separator: str) -> str:
+    return separator.join(part for part in parts if part)
+
+
+def _check_places(model: Model, places: WorkerPlaces) -> None:
+    longest = max(len(bytes(places.socket)), len(bytes(places.folder)) + 1 + ENGINE_SOCKET_NAME)
+    if longest > MAX_SOCKET_PATH:
+        raise VllamaError(
+            Reason.ENGINE_START_FAILED,
+            f"cannot start {model.name}: the path of its socket would have {longest} bytes, "
+            f"the kernel takes {MAX_SOCKET_PATH}",
+            "choose a shorter runtime folder (runtime_dir)",
+            bytes=longest,
+        )

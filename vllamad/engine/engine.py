@@ -1,0 +1,61 @@
+"""vLLM as the supervisor sees it (floor 2): fills ``Engine`` from its parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
+from vllamad.domain.ports import Command, EngineVersion, LoadStep, WorkerPlaces
+from vllamad.engine.client import UdsEngineClient
+from vllamad.engine.command import EngineOptions, ModelOptions, build_command, inherited_environment
+from vllamad.engine.phases import read_phase
+from vllamad.engine.version import EngineProbe
+
+
+class VllmEngine:
+    """``for_model`` gives what is configured for a model; ``idle_s`` is how long a stream may be silent."""
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        probe: EngineProbe,
+        for_model: Callable[[Model], ModelOptions] = lambda _model: ModelOptions(),
+        idle_s: float | None = None,
+    ) -> None:
+        self._options = options
+        self._probe = probe
+        self._for_model = for_model
+        self._idle_s = idle_s
+
+    async def version(self) -> EngineVersion:
+        """See ``Engine.version``."""
+        return await self._probe.version(inherited_environment(self._options))
+
+    def command(self, model: Model, places: WorkerPlaces) -> Command:
+        """See ``Engine.command``. ``version()`` has to have answered before: it tells what to run on."""
+        version = self._probe.answer
+        if version is None:
+            raise VllamaError(
+                Reason.ENGINE_START_FAILED,
+                f"cannot start {model.name}: the engine has not been looked at yet",
+                "try again in a few seconds",
+                model=model.name,
+            )
+        if version.problem:
+            raise VllamaError(
+                Reason.ENGINE_START_FAILED,
+                f"cannot start {model.name}: {version.problem}",
+                version.hint,
+                model=model.name,
+                python=version.python,
+            )
+        return build_command(self._options, self._for_model(model), model, places, version.device)
+
+    def read_phase(self, line: str) -> LoadStep | None:
+        """See ``Engine.read_phase``."""
+        return read_phase(line)
+
+    def connect(self, socket: Path) -> UdsEngineClient:
+        """See ``Engine.connect``."""
+        return UdsEngineClient(socket, idle_s=self._idle_s)
