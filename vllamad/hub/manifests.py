@@ -1,0 +1,109 @@
+"""Manifests: one JSON file per name of a model (floor 2).
+
+A file's name is the model's key (its display form in lower case) with "/" written as "+" and ":" as "=", which no part
+of a name may contain; a very long key is cut and ends in "~" and a hash. So names that differ only in case meet in one
+file, and no name can leave the folder.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Source, SourceKind
+from vllamad.domain.names import ModelRef
+from vllamad.hub.selection import is_safe_path
+
+FORMAT = 1
+_LONGEST_NAME = 180  # file systems allow 255 bytes; leave room for endings and temporary prefixes
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class BadManifest(Exception):
+    """A manifest that cannot be understood; its text says why."""
+
+
+def file_name(key: str) -> str:
+    """A name for ``key`` that is one safe path component; different keys have different names."""
+
+    def escape(found: re.Match[str]) -> str:
+        match found[0]:
+            case "/":
+                return "+"
+            case ":":
+                return "="
+            case other:
+                return "".join(f"%{byte:02X}" for byte in other.encode("utf-8", "surrogateescape"))
+
+    name = re.sub(r"[^A-Za-z0-9_.-]|^\.", escape, key)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:120]}~{hashlib.sha256(name.encode()).hexdigest()[:40]}"
+
+
+def digest_of(files: tuple[ModelFile, ...]) -> str:
+    """The content address of a model: SHA-256 over its files' digests and paths, sorted by path."""
+    lines = sorted(f"{file.path}\0{file.sha256}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_manifest(model: Model) -> bytes:
+    """The JSON text of a model's manifest; ``path`` is left out, so that the store may be moved."""
+    details = model.details
+    document = {
+        "format": FORMAT,
+        "name": str(model.ref),
+        "digest": model.digest,
+        "modified_time": model.modified_time,
+        "source": {
+            "kind": model.source.kind.value,
+            "repository": model.source.repository,
+            "revision": model.source.revision,
+        },
+        "files": [{"path": f.path, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in model.files],
+        "details": {name: getattr(details, name) for name in ModelDetails.__dataclass_fields__},
+        "capabilities": [capability.value for capability in model.capabilities],
+        "tool_parser": model.tool_parser,
+        "reasoning_parser": model.reasoning_parser,
+        "template": model.template,
+        "license": model.license,
+    }
+    return json.dumps(document, ensure_ascii=False, indent=1).encode()
+
+
+def read_manifest(text: bytes, folders: Path) -> Model:
+    """Parse what ``write_manifest`` wrote; ``folders`` holds a folder per digest. Raises BadManifest."""
+    try:
+        document = cast(dict[str, Any], json.loads(text))
+        if document["format"] != FORMAT:
+            raise BadManifest(f"format {document['format']}: written by another version")
+        files = tuple(
+            ModelFile(str(item["path"]), str(item["sha256"]), int(item["size_bytes"])) for item in document["files"]
+        )
+        if not files or not all(is_safe_path(file.path) and _HEX.fullmatch(file.sha256) for file in files):
+            raise BadManifest("its list of files is damaged")
+        digest = str(document["digest"])
+        if digest != digest_of(files):
+            raise BadManifest("its digest does not fit its files")
+        details = dict(document["details"])
+        details["families"] = tuple(details.get("families", ()))
+        source = document["source"]
+        return Model(
+            ref=ModelRef.parse(document["name"]),
+            digest=digest,
+            files=files,
+            path=os.fspath(folders / digest),
+            modified_time=float(document["modified_time"]),
+            source=Source(SourceKind(source["kind"]), source["repository"], source["revision"]),
+            details=ModelDetails(**details),
+            capabilities=tuple(Capability(name) for name in document["capabilities"]),
+            template=document["template"],
+            license=document["license"],
+            tool_parser=document["tool_parser"],
+            reasoning_parser=document["reasoning_parser"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, VllamaError) as error:
+        raise BadManifest(f"{type(error).__name__}: {error}") from error
