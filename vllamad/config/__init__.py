@@ -1,0 +1,1 @@
+"""Settings: one table, several layers, every value knows its source (floor 2)."""

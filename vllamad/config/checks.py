@@ -1,0 +1,57 @@
+"""What certain strings in the configuration must look like (floor 2). Each raises Refused with the reason."""
+
+import re
+
+from vllamad.config.kinds import Refused
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.names import ModelRef
+
+ORIGIN_SCHEMES = (
+    "http://",
+    "https://",
+    "chrome-extension://",
+    "safari-extension://",
+    "moz-extension://",
+    "ms-browser-extension://",
+)
+"""Ollama's list for origins without a wildcard."""
+
+_DAEMONS_OWN = re.compile(r"NOTIFY_SOCKET|LISTEN_.*|WATCHDOG_.*|HF_TOKEN|VLLAMA_.*|CREDENTIALS_DIRECTORY")
+
+
+def check_host(text: str) -> None:
+    """A name or an address; IPv6 without brackets."""
+    if text.count(":") == 1:
+        raise Refused("the port is a setting of its own, server.port")
+    if not re.fullmatch(r"[A-Za-z0-9_.:%-]+", text):
+        raise Refused
+
+
+def check_origin(text: str) -> None:
+    """As Ollama's: at most one ``*``; without one, a scheme that it knows."""
+    if text.count("*") > 1:
+        raise Refused(f"more than one * in {text}")
+    if "*" not in text and not text.startswith(ORIGIN_SCHEMES):
+        raise Refused(f"{text} does not start with one of {' '.join(ORIGIN_SCHEMES)}")
+
+
+def check_url(text: str) -> None:
+    """An address of a web server."""
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", text):
+        raise Refused
+
+
+def check_model_name(text: str) -> None:
+    """A name that could be a model's; whether there is one shows later."""
+    try:
+        ModelRef.parse(text)
+    except VllamaError as error:
+        raise Refused(f"{text}: {error.hint}") from error
+
+
+def check_env_name(text: str) -> None:
+    """A variable's name, and none that would give the engine the daemon's own business."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise Refused
+    if _DAEMONS_OWN.fullmatch(text):
+        raise Refused(f"{text} is the daemon's own and never reaches the engine")

@@ -1,0 +1,379 @@
+"""THE settings table (floor 2): one row per setting.
+
+The rows are the fields of the frozen dataclasses below, so that a row is also the type and the default of what the
+daemon reads. From them come the parser of the files, the environment's names, the flags, ``packaging/config.toml``,
+``docs/reference/settings.md`` and ``vllamactl config``. A field of a duration ends in ``_s``, its key in a file does
+not: ``models.keep_alive`` is ``settings.models.keep_alive_s``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllamad.config.checks import check_env_name, check_host, check_model_name, check_origin, check_url
+from vllamad.config.kinds import Choice, Duration, Fraction, Integer, Size, Text, TextList
+from vllamad.config.model_rows import ModelRow, ModelSettings, merge_rows
+from vllamad.config.rows import Row, row, rows_of
+
+EMPTY_SECTIONS = ("auth", "limits", "output")
+"""Sections whose names are promised but that have no settings yet."""
+
+_PATH = Text("a path", name="path")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The HTTP side, where Ollama's, OpenAI's and Anthropic's clients connect."""
+
+    host: str = row(
+        Text("a host name or an IP address, without port", check_host),
+        "127.0.0.1",
+        "Address to listen on; empty: every interface.",
+        "There is no authentication in this version: whoever reaches the port can use the models.",
+        short=("VLLAMA_HOST",),
+        ollama="OLLAMA_HOST",
+        flag="--host",
+        metavar="HOST",
+    )
+    port: int = row(
+        Integer(0, 65535),
+        11434,
+        "TCP port to listen on; 0: any free one.",
+        "11434 is Ollama's, so that its clients need no setting.",
+        short=("VLLAMA_HOST",),
+        ollama="OLLAMA_HOST",
+        flag="--port",
+        metavar="PORT",
+    )
+    origins: tuple[str, ...] = row(
+        TextList('a list of origins like "https://chat.example.org", at most one * in each', check_origin),
+        (),
+        "Web origins that may call the API, besides those of this machine.",
+        "A browser sends the origin of the page that calls. Pages of localhost and desktop apps (app://, file://, "
+        'tauri://, vscode-webview://) may always; "*" lets every page in.',
+        ollama="OLLAMA_ORIGINS",
+    )
+    max_body_bytes: int = row(
+        Size(1024),
+        64 * 1024**2,
+        "Largest request body that is read.",
+        "Images travel inside the JSON body, a third larger than the file.",
+        unit="bytes",
+    )
+    drain_s: float = row(
+        Duration(),
+        30.0,
+        "How long requests in flight may finish when the daemon stops.",
+        "Under systemd, TimeoutStopSec has to be longer than this plus engine.term_grace and engine.kill_grace.",
+        unit="seconds",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The control socket, where vllamactl connects."""
+
+    socket: str = row(
+        _PATH,
+        "",
+        "Path of the control socket; empty: vllamad.sock in the runtime folder.",
+        "The kernel takes at most 107 bytes. Another path has to be told to vllamactl too.",
+        short=("VLLAMA_SOCKET",),
+        flag="--socket",
+        metavar="PATH",
+    )
+    group: str = row(
+        Text("the name of a group"),
+        "vllama",
+        "Group whose members may use the control socket.",
+        "The permissions of the socket are the authorisation. Where there is no such group, or the daemon may not set "
+        "it, only its own user and root can connect.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Models and where they come from."""
+
+    keep_alive_s: float = row(
+        Duration(),
+        300.0,
+        "How long a model stays loaded after its last request.",
+        "0 unloads it at once. A request may say otherwise with keep_alive, a [[model]] row by its own keep_alive.",
+        unit="seconds",
+        ollama="OLLAMA_KEEP_ALIVE",
+    )
+    preload: tuple[str, ...] = row(
+        TextList('a list of model names like "qwen3:0.6b"', check_model_name),
+        (),
+        "Models to load at start.",
+        "The daemon is ready before they are. On the command line, --preload may be given several times; it replaces "
+        "this list.",
+        flag="--preload",
+        metavar="MODEL",
+    )
+    context_length: int = row(
+        Integer(0),
+        0,
+        "Longest context that models are loaded with; 0: the model's own.",
+        "Memory for the context is taken as it is used; a smaller limit matters where the model's own does not fit.",
+        unit="tokens",
+        ollama="OLLAMA_CONTEXT_LENGTH",
+    )
+    hub_endpoint: str = row(
+        Text("an http or https address", check_url),
+        "",
+        "Address of the hub that models are pulled from; empty: Hugging Face.",
+        "For a mirror. HF_ENDPOINT is read too, as other programs do.",
+        short=("HF_ENDPOINT",),
+    )
+    hub_token: str = row(
+        Text("a token"),
+        "",
+        "Token for gated or private models on the hub.",
+        "Better than in a file that others can read: LoadCredential=hub_token:PATH in the unit, or HF_TOKEN. It is "
+        "shown as ***, and engines never see it.",
+        short=("HF_TOKEN",),
+        is_secret=True,
+    )
+    pull_workers: int = row(
+        Integer(1, 64),
+        4,
+        "Files that a pull downloads at the same time.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The inference server (vLLM) that workers run."""
+
+    python: str = row(
+        Text("the path of a Python interpreter, or a command on PATH", name="program"),
+        "",
+        "Interpreter that has the engine; empty: the daemon's own if it has one, else PREFIX/engine/bin/python.",
+        "The engine is executed, never imported, so both can be upgraded apart. PREFIX is the daemon's environment.",
+    )
+    device: str = row(
+        Choice("auto", "cuda", "cpu"),
+        "auto",
+        "What models run on; auto: what the installed engine was built for.",
+    )
+    cpu_kv_bytes: int = row(
+        Size(64 * 1024**2),
+        1024**3,
+        "Memory for the contexts of one model on CPU.",
+        "The engine's own default is several GiB, which a small machine does not have.",
+        unit="bytes",
+    )
+    max_num_batched_tokens: int = row(
+        Integer(0),
+        16384,
+        "Tokens that one step of the engine works on; 0: the engine's default.",
+        "Larger lets long prompts through faster, smaller keeps the gaps between tokens of others short.",
+        unit="tokens",
+    )
+    max_num_seqs: int = row(
+        Integer(0),
+        0,
+        "Requests that one model works on at once; 0: scheduler.num_parallel, else the engine's default.",
+    )
+    gpu_memory_utilization: float = row(
+        Fraction(),
+        0.90,
+        "Share of a GPU's memory that the engine takes.",
+        "It is taken at start, weights and contexts together. Other programs on the GPU need the rest.",
+    )
+    enforce_eager: str = row(
+        Choice("auto", "on", "off", is_switch=True),
+        "auto",
+        "Run without compiled graphs; auto: on for CPU, off for CUDA.",
+        "Compiling takes minutes at each start on CPU and is worth it only where a model stays loaded for long.",
+    )
+    dtype: str = row(
+        Text("a number format of the engine"),
+        "auto",
+        "Number format of the weights in memory: auto, bfloat16, float16 or float32.",
+    )
+    args: tuple[str, ...] = row(
+        TextList(is_command_line=True),
+        (),
+        "More flags for the engine's command line.",
+        "They come last and win over what the daemon sets. In the environment, they are split as by a shell.",
+    )
+    env: tuple[str, ...] = row(
+        TextList("a list of names of environment variables, without values", check_env_name),
+        (),
+        "Names of variables of the daemon's environment that also reach the engine.",
+        "The engine's environment is an allow-list: what is neither listed here nor needed by the engine stays out.",
+    )
+    start_timeout_s: float = row(
+        Duration(can_be_zero=False),
+        600.0,
+        "How long a model may take to load.",
+        "Large models on slow disks need more; a first start may also compile.",
+        unit="seconds",
+        ollama="OLLAMA_LOAD_TIMEOUT",
+    )
+    term_grace_s: float = row(
+        Duration(can_be_forever=False),
+        20.0,
+        "How long an engine may take to leave when asked, before it is killed.",
+        unit="seconds",
+    )
+    kill_grace_s: float = row(
+        Duration(can_be_forever=False, can_be_zero=False),
+        10.0,
+        "How long the kernel may take to end killed processes, before the worker counts as stuck.",
+        unit="seconds",
+    )
+    release_timeout_s: float = row(
+        Duration(can_be_forever=False),
+        10.0,
+        "How long device memory may take to return after an engine's end.",
+        unit="seconds",
+    )
+    restart_attempts: int = row(
+        Integer(1, 100),
+        3,
+        "Crashes in a row before a model is given up.",
+    )
+    backoff_s: float = row(
+        Duration(can_be_forever=False),
+        1.0,
+        "Wait before the first restart after a crash; it doubles with each further one.",
+        unit="seconds",
+    )
+    log_lines: int = row(
+        Integer(10, 1_000_000),
+        2000,
+        "Lines of an engine's output that are kept for vllamactl logs.",
+        unit="lines",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """Who may be loaded, and who waits."""
+
+    max_loaded_models: int = row(
+        Integer(1),
+        1,
+        "Models that may be loaded at the same time.",
+        "The one that was idle longest leaves for a new one; requests in flight finish first.",
+        ollama="OLLAMA_MAX_LOADED_MODELS",
+    )
+    max_queue: int = row(
+        Integer(1),
+        512,
+        "Requests that may wait for models; the next one is refused.",
+        unit="requests",
+        ollama="OLLAMA_MAX_QUEUE",
+    )
+    num_parallel: int = row(
+        Integer(0),
+        0,
+        "Requests that one model works on at once, where engine.max_num_seqs is 0; 0: the engine's default.",
+        "Ollama's name for it. The engine batches hundreds of requests; a small number here only makes them wait.",
+        ollama="OLLAMA_NUM_PARALLEL",
+    )
+    load_wait_s: float = row(
+        Duration(can_be_zero=False),
+        900.0,
+        "How long a request may wait for its model.",
+        "Longer than engine.start_timeout, because another model may have to leave first.",
+        unit="seconds",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What the daemon writes to standard error. Prompts and answers are never logged."""
+
+    format: str = row(
+        Choice("auto", "text", "json", "journal"),
+        "auto",
+        "Form of log lines; auto: journal if systemd's journal reads them, else text.",
+        "journal puts the priority in front of each line, as <6>, and leaves the time to the journal.",
+        short=("VLLAMA_LOG_FORMAT",),
+        flag="--log-format",
+        metavar="FORMAT",
+    )
+    level: str = row(
+        Choice("debug", "info", "warning", "error"),
+        "info",
+        "Least severe lines that are written.",
+        short=("VLLAMA_LOG_LEVEL",),
+        ollama="OLLAMA_DEBUG",
+        flag="--log-level",
+        metavar="LEVEL",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that was configured, frozen. ``Settings()`` is the built-in default."""
+
+    server: Server = Server()
+    control: Control = Control()
+    models: Models = Models()
+    engine: Engine = Engine()
+    scheduler: Scheduler = Scheduler()
+    logging: Logging = Logging()
+    model: tuple[ModelRow, ...] = ()
+    config: str = row(
+        _PATH,
+        "",
+        "The one configuration file to read, instead of searching for them.",
+        short=("VLLAMA_CONFIG",),
+        flag="--config",
+        metavar="FILE",
+    )
+    state_dir: str = row(
+        _PATH,
+        "",
+        "Folder for models and caches; empty: STATE_DIRECTORY of systemd, /var/lib/vllama for a system service, else "
+        "vllama in XDG_DATA_HOME.",
+        short=("VLLAMA_STATE_DIR",),
+        flag="--state-dir",
+        metavar="DIR",
+    )
+    runtime_dir: str = row(
+        _PATH,
+        "",
+        "Folder for sockets; empty: RUNTIME_DIRECTORY of systemd, /run/vllama for a system service, else vllama in "
+        "XDG_RUNTIME_DIR, else run in the state folder.",
+        short=("VLLAMA_RUNTIME_DIR",),
+        flag="--runtime-dir",
+        metavar="DIR",
+    )
+
+    def for_model(self, name: str) -> ModelSettings:
+        """Merge the rows whose pattern fits the display form of a model's name."""
+        defaults = ModelSettings(
+            keep_alive_s=self.models.keep_alive_s,
+            context_length=self.models.context_length,
+            max_num_seqs=self.engine.max_num_seqs or self.scheduler.num_parallel,
+            dtype=self.engine.dtype,
+            args=self.engine.args,
+        )
+        return merge_rows(defaults, self.model, name)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "server": Server,
+    "control": Control,
+    "models": Models,
+    "engine": Engine,
+    "scheduler": Scheduler,
+    "logging": Logging,
+}
+
+
+PLACE_ROWS: dict[str, Row] = {each.key: each for each in rows_of("", Settings)}
+"""What only the environment and the command line can set: it decides which files are read, and where things lie."""
+
+FILE_ROWS: dict[str, Row] = {
+    each.key: each for name, owner in SECTIONS.items() for each in rows_of(name, owner, has_full_name=True)
+}
+
+ROWS: dict[str, Row] = PLACE_ROWS | FILE_ROWS
+"""Every setting by its key."""
