@@ -1,0 +1,1 @@
+"""What memory the machine has and who uses it (floor 2)."""

@@ -1,0 +1,1 @@
+"""The operating system around the daemon: clock, signals, logs, service manager (floor 2)."""
