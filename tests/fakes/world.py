@@ -1,0 +1,198 @@
+"""In-process doubles of the ports that a worker needs: an engine, its launcher and its children, told what to do.
+
+Nothing here waits for real time: a test says when the engine becomes healthy, dies, or refuses to.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model, ModelFile, Source, SourceKind
+from vllamad.domain.names import ModelRef
+from vllamad.domain.ports import (
+    Child,
+    Command,
+    DeviceReading,
+    EngineClient,
+    EngineStream,
+    EngineVersion,
+    LoadStep,
+    OutputLine,
+    WorkerPlaces,
+)
+
+
+def make_model(name: str, digest: str = "d" * 64) -> Model:
+    """A model that exists only as a record."""
+    return Model(
+        ref=ModelRef.parse(name),
+        digest=digest,
+        files=(ModelFile("config.json", "0" * 64, 1),),
+        path=f"/nowhere/{name}",
+        modified_time=0.0,
+        source=Source(SourceKind.FOLDER),
+    )
+
+
+class FakeStream:
+    """An answer that hangs until it is fed, ended, or closed under its reader."""
+
+    status = 200
+    headers: Mapping[str, str] = {}
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def feed(self, chunk: bytes) -> None:
+        self._chunks.put_nowait(chunk)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while (chunk := await self._chunks.get()) is not None:
+            yield chunk
+        raise VllamaError(Reason.ENGINE_DIED, "the connection broke")
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._chunks.put_nowait(None)
+
+
+class FakeClient:
+    """Healthy when its child says so."""
+
+    def __init__(self, child: "FakeChild") -> None:
+        self.child = child
+        self.streams: list[FakeStream] = []
+        self.is_closed = False
+
+    async def is_healthy(self) -> bool:
+        await self.child.healthy.wait()
+        return not self.child.is_hung
+
+    async def context_length(self) -> int:
+        return 2048
+
+    async def open(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> EngineStream:
+        stream = FakeStream()
+        self.streams.append(stream)
+        return stream
+
+    async def close(self) -> None:
+        self.is_closed = True
+        for stream in self.streams:
+            stream.close()
+
+
+class FakeChild:
+    """A process that becomes healthy and ends when the test says so."""
+
+    def __init__(self, pid: int, on_line: Callable[[str], None]) -> None:
+        self._pid = pid
+        self.say = on_line
+        self.healthy = asyncio.Event()
+        self.is_hung = False
+        self.ignores_term = False
+        self.is_unkillable = False
+        self.was_terminated = False
+        self.tree_is_gone = False
+        self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._exited)
+
+    def exit(self, status: int = 0) -> None:
+        if not self._exited.done():
+            self._exited.set_result(status)
+
+    def terminate(self) -> None:
+        self.was_terminated = True
+        if not self.ignores_term:
+            self.exit(0)
+
+    async def kill_tree(self) -> None:
+        if self.is_unkillable:
+            await asyncio.Event().wait()
+        self.exit(-9)
+        self.tree_is_gone = True
+
+    def memory_bytes(self) -> int:
+        return 1 << 30
+
+
+class FakeLauncher:
+    """Keeps every child that it started."""
+
+    def __init__(self) -> None:
+        self.children: list[FakeChild] = []
+        self.error: VllamaError | None = None
+
+    def spawn(self, command: Command, on_line: Callable[[str], None]) -> Child:
+        if self.error is not None:
+            raise self.error
+        child = FakeChild(1000 + len(self.children), on_line)
+        self.children.append(child)
+        return child
+
+    @property
+    def last(self) -> FakeChild:
+        return self.children[-1]
+
+
+class FakeEngine:
+    """Command lines that mean nothing, clients of the launcher's newest child."""
+
+    def __init__(self, launcher: FakeLauncher) -> None:
+        self._launcher = launcher
+        self.clients: list[FakeClient] = []
+
+    async def version(self) -> EngineVersion:
+        return EngineVersion("/usr/bin/true", "fake", "1.0", "cpu")
+
+    def command(self, model: Model, places: WorkerPlaces) -> Command:
+        return Command(["true"], {}, Path("/"), model.name)
+
+    def read_phase(self, line: str) -> LoadStep | None:
+        return LoadStep(line.removeprefix("phase "), 0.5) if line.startswith("phase ") else None
+
+    def connect(self, socket: Path) -> EngineClient:
+        client = FakeClient(self._launcher.last)
+        self.clients.append(client)
+        return client
+
+
+class FakeDevice:
+    """A device whose free memory the test sets."""
+
+    def __init__(self) -> None:
+        self.free_bytes = 8 << 30
+
+    async def read(self) -> list[DeviceReading]:
+        return [DeviceReading("gpu 0", 16 << 30, self.free_bytes)]
+
+
+class FakeRing:
+    """Keeps every line."""
+
+    def __init__(self) -> None:
+        self.lines: list[OutputLine] = []
+
+    def append(self, text: str) -> None:
+        self.lines.append(OutputLine(len(self.lines) + 1, 0.0, text))
+
+    def tail(self, count: int) -> list[OutputLine]:
+        return self.lines if count < 0 else self.lines[-count:]
+
+    async def follow(self) -> AsyncIterator[OutputLine]:
+        for line in self.lines:
+            yield line

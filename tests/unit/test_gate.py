@@ -1,0 +1,518 @@
+"""The gate and the supervisor together, over fakes: who waits, who is granted, and what happens when things break."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.fakes.clock import FakeClock
+from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, make_model
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
+from vllamad.domain.worker import State
+from vllamad.gate.gate import Gate, GateLimits, ModelRules
+from vllamad.supervisor.lease import Lease
+from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.supervisor import Supervisor
+
+A, B = make_model("a"), make_model("b")
+PATIENCE_S = 5.0
+
+
+class House:
+    """A supervisor and a gate over fakes, in one event loop."""
+
+    def __init__(self, folder: Path, limits: GateLimits) -> None:
+        self.device = FakeDevice()
+        self.device_kind = "cpu"
+        self.clock = FakeClock()
+        self.launcher = FakeLauncher()
+        self.engine = FakeEngine(self.launcher)
+        self.supervisor = Supervisor(
+            self.clock,
+            self.engine,
+            self.launcher,
+            self.device,
+            lambda: self.device_kind,
+            folder,
+            WorkerLimits(),
+            FakeRing,
+        )
+        self.gate = Gate(self.clock, self.supervisor, limits, lambda _model: ModelRules(limits.idle_s))
+        self.gate.open()
+
+    def state(self, model: Model) -> State:
+        handle = self.supervisor.get(model.ref.key)
+        return handle.state if handle else State.STOPPED
+
+    async def until(self, model: Model, state: State) -> None:
+        """Wait for a state; on failure say what was seen last."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.supervisor.wait_until(lambda: self.state(model) is state)
+        except TimeoutError:
+            pytest.fail(f"{model.name} is {self.state(model)}, never {state}")
+
+    async def ready(self, model: Model) -> None:
+        """Let the newest engine become healthy."""
+        await self.until(model, State.STARTING)
+        self.launcher.last.healthy.set()
+        await self.until(model, State.READY)
+
+    def ask(self, model: Model, keep_alive_s: float | None = None) -> "Caller":
+        return Caller(self, model, keep_alive_s)
+
+
+class Caller:
+    """A request that holds its lease until it is told to go."""
+
+    def __init__(self, house: House, model: Model, keep_alive_s: float | None) -> None:
+        self.go = asyncio.Event()
+        self.lease: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._run(house, model, keep_alive_s))
+
+    async def _run(self, house: House, model: Model, keep_alive_s: float | None) -> None:
+        async with house.gate.lease(model, keep_alive_s=keep_alive_s) as lease:
+            self.lease.set_result(lease)
+            await self.go.wait()
+
+    async def leave(self) -> None:
+        self.go.set()
+        await self.task
+
+
+@asynccontextmanager
+async def house_of(limits: GateLimits) -> AsyncIterator[House]:
+    with TemporaryDirectory() as folder:
+        house = House(Path(folder), limits)
+        started = asyncio.Event()
+        running = asyncio.create_task(house.supervisor.run(started))
+        await started.wait()
+        try:
+            yield house
+        finally:
+            house.gate.close()
+            for child in house.launcher.children:
+                child.is_unkillable = False
+            await asyncio.wait_for(house.supervisor.stop_all(0.0), PATIENCE_S)
+            running.cancel()
+            await asyncio.wait([running])
+
+
+def in_house(test: Callable[[House], Awaitable[None]], limits: GateLimits | None = None) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(4 * PATIENCE_S), house_of(limits or GateLimits()) as house:
+            await test(house)
+
+    asyncio.run(run(), debug=True)
+
+
+def test_however_many_wait_the_model_is_loaded_once() -> None:
+    async def test(house: House) -> None:
+        callers = [house.ask(A) for _ in range(5)]
+        await house.until(A, State.STARTING)
+        assert [view.waiting for view in house.supervisor.views()] == [5]
+        await house.ready(A)
+        assert [view.waiting for view in house.supervisor.views()] == [0], "who was granted does not wait any more"
+        leases = await asyncio.gather(*(caller.lease for caller in callers))
+        assert len(house.launcher.children) == 1
+        assert house.gate.active == 5
+        assert all(lease.load_ns > 0 and lease.context_length == 2048 for lease in leases)
+        for caller in callers:
+            await caller.leave()
+        assert house.gate.active == 0
+
+    in_house(test)
+
+
+def test_a_ready_model_is_granted_without_waiting() -> None:
+    async def test(house: House) -> None:
+        first = house.ask(A)
+        await house.ready(A)
+        assert [view.waiting for view in house.supervisor.views()] == [0]
+        await first.leave()
+        async with house.gate.lease(A):
+            assert house.gate.waiting == 0
+
+    in_house(test)
+
+
+def test_a_client_that_leaves_the_queue_leaves_no_trace() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        caller.task.cancel()
+        await asyncio.wait([caller.task])
+        assert house.gate.waiting == 0
+        await house.ready(A)
+        handle = house.supervisor.get(A.ref.key)
+        assert handle is not None
+        assert handle.record.leases == 0
+
+    in_house(test)
+
+
+def test_a_client_that_leaves_in_the_turn_it_is_granted_gives_its_lease_back() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        handle = house.supervisor.get(A.ref.key)
+        assert handle is not None
+        house.launcher.last.healthy.set()
+        await house.until(A, State.READY)  # granted in the step to READY, before the caller's task runs again
+        caller.task.cancel()
+        await asyncio.wait([caller.task])
+        assert handle.record.leases == 0
+        assert house.gate.active == 0
+
+    in_house(test)
+
+
+def test_a_load_that_fails_tells_everyone_why_with_the_engines_last_lines() -> None:
+    async def test(house: House) -> None:
+        callers = [house.ask(A) for _ in range(3)]
+        await house.until(A, State.STARTING)
+        house.launcher.last.say("ValueError: no such architecture")
+        house.launcher.last.exit(1)
+        results = await asyncio.gather(*(caller.task for caller in callers), return_exceptions=True)
+        for error in results:
+            assert isinstance(error, VllamaError)
+            assert error.reason is Reason.ENGINE_START_FAILED
+            assert "no such architecture" in error.message
+            assert "no such architecture" in str(error.facts["log"])
+        assert house.launcher.last.tree_is_gone
+
+    in_house(test)
+
+
+def test_a_load_that_takes_too_long_is_a_timeout_and_the_tree_goes() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        house.clock.advance(600.0)
+        with pytest.raises(VllamaError) as caught:
+            await caller.task
+        assert caught.value.reason is Reason.START_TIMEOUT
+        assert house.launcher.last.tree_is_gone
+
+    in_house(test)
+
+
+def test_an_engine_that_cannot_be_started_is_an_honest_error() -> None:
+    async def test(house: House) -> None:
+        house.launcher.error = VllamaError(Reason.ENGINE_START_FAILED, "cannot execute /no/python")
+        caller = house.ask(A)
+        with pytest.raises(VllamaError, match="/no/python"):
+            await caller.task
+        house.launcher.error = None
+        again = house.ask(A)  # the next request tries anew
+        await house.ready(A)
+        await again.leave()
+
+    in_house(test)
+
+
+def test_an_engine_that_dies_breaks_its_leases_with_the_cause() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        lease = await caller.lease
+        stream = await lease.open("/v1/chat/completions", b"{}")
+        reading = asyncio.create_task(stream.read())
+        house.launcher.last.exit(0)  # exit status 0 proves nothing
+        with pytest.raises(VllamaError) as caught:
+            await reading
+        assert caught.value.reason is Reason.ENGINE_DIED
+        await house.until(A, State.BACKOFF)
+        await caller.leave()  # the late return of a broken lease is a no-op
+        house.clock.advance(5.0)
+        await house.ready(A)
+        assert len(house.launcher.children) == 2
+
+    in_house(test)
+
+
+def test_nobody_is_sent_to_an_engine_that_has_just_failed_until_it_says_that_it_lives() -> None:
+    async def test(house: House) -> None:
+        for is_dead in (False, True):
+            caller = house.ask(A)
+            if house.state(A) is not State.READY:
+                await house.ready(A)
+            child = house.launcher.last
+            stream = await (await caller.lease).open("/v1/chat/completions", b"{}")
+            child.healthy.clear()  # the next health check hangs until the test decides
+            house.engine.clients[-1].streams[-1].feed(b'data: {"error": {"message": "EngineCore died"}}\n\n')
+            chunks = stream.chunks()
+            assert b"error" in await anext(chunks)
+            await chunks.aclose()
+            other = house.ask(A)
+            await asyncio.sleep(0)
+            assert not other.lease.done()
+            child.is_hung = is_dead
+            child.healthy.set()
+            if is_dead:
+                await house.until(A, State.BACKOFF)
+                house.clock.advance(5.0)
+                await house.ready(A)
+            await other.lease
+            assert len(house.launcher.children) == (2 if is_dead else 1)
+            for each in (caller, other):
+                await each.leave()
+
+    in_house(test)
+
+
+def test_requests_that_wait_survive_a_restart_of_the_worker() -> None:
+    async def test(house: House) -> None:
+        first = house.ask(A)
+        await house.ready(A)
+        await first.leave()
+        house.launcher.last.exit(-9)
+        await house.until(A, State.BACKOFF)
+        caller = house.ask(A)
+        house.clock.advance(5.0)
+        await house.ready(A)
+        await caller.leave()
+
+    in_house(test)
+
+
+def test_idle_time_unloads_and_a_request_for_ever_does_not() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        house.clock.advance(299.0)
+        assert house.state(A) is State.READY
+        house.clock.advance(2.0)
+        await house.until(A, State.STOPPED)
+        assert house.launcher.last.was_terminated
+        forever = house.ask(B, keep_alive_s=float("inf"))
+        await house.ready(B)
+        await forever.leave()
+        house.clock.advance(1e7)
+        assert house.state(B) is State.READY
+
+    in_house(test)
+
+
+def test_keep_alive_zero_unloads_when_the_request_is_over() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A, keep_alive_s=0.0)
+        await house.ready(A)
+        await caller.lease
+        house.clock.advance(1.0)
+        assert house.state(A) is State.READY
+        await caller.leave()
+        house.clock.advance(0.0)
+        await house.until(A, State.STOPPED)
+
+    in_house(test)
+
+
+def test_another_model_waits_for_the_running_request_and_then_gets_the_slot() -> None:
+    async def test(house: House) -> None:
+        a = house.ask(A)
+        await house.ready(A)
+        await a.lease
+        b = house.ask(B)
+        await asyncio.sleep(0)
+        assert house.state(A) is State.READY, "a busy model is not evicted"
+        late = house.ask(A)
+        await asyncio.sleep(0)
+        assert not late.lease.done(), "a claimed model takes no new requests"
+        await a.leave()
+        await house.ready(B)
+        await b.leave()
+        await house.ready(A)
+        await late.leave()
+        assert any("evict a" in decided.text for decided in house.supervisor.decisions)
+
+    in_house(test)
+
+
+def test_a_full_queue_refuses_with_the_numbers() -> None:
+    async def test(house: House) -> None:
+        waiting = [house.ask(A) for _ in range(2)]
+        await house.until(A, State.STARTING)
+        with pytest.raises(VllamaError) as caught:
+            async with house.gate.lease(A):
+                pass
+        assert caught.value.reason is Reason.QUEUE_FULL
+        assert caught.value.facts == {"waiting": 2, "limit": 2}
+        await house.ready(A)
+        for caller in waiting:
+            await caller.leave()
+
+    in_house(test, GateLimits(queue=2))
+
+
+def test_a_request_does_not_wait_for_ever() -> None:
+    async def test(house: House) -> None:
+        with pytest.raises(VllamaError) as caught:
+            async with house.gate.lease(A):
+                pass
+        assert caught.value.reason is Reason.DEADLINE_EXCEEDED
+
+    in_house(test, GateLimits(wait_s=0.05))
+
+
+def test_a_closed_gate_refuses_those_who_wait_and_those_who_come() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        house.gate.close()
+        for refused in (caller.task, house.ask(A).task):
+            with pytest.raises(VllamaError) as caught:
+                await refused
+            assert caught.value.reason is Reason.DRAINING
+
+    in_house(test)
+
+
+def test_a_deaf_engine_is_killed_after_its_grace() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        house.launcher.last.ignores_term = True
+        house.supervisor.stop(A.ref.key)
+        await house.until(A, State.STOPPING)
+        house.clock.advance(21.0)
+        await house.until(A, State.STOPPED)
+        assert house.launcher.last.tree_is_gone
+
+    in_house(test)
+
+
+def test_an_unkillable_tree_is_a_leak_that_nobody_reuses() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        child = house.launcher.last
+        child.ignores_term = child.is_unkillable = True
+        house.supervisor.stop(A.ref.key)
+        house.clock.advance(21.0)
+        await house.until(A, State.KILLING)
+        house.clock.advance(11.0)
+        await house.until(A, State.FAILED)
+        for model in (A, B):
+            with pytest.raises(VllamaError) as caught:
+                async with house.gate.lease(model):
+                    pass
+            assert caught.value.reason is Reason.WONT_FIT
+
+    in_house(test)
+
+
+def test_a_model_that_was_pulled_anew_is_restarted_for_the_next_request() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        newer = house.ask(make_model("a", digest="e" * 64))
+        await house.until(A, State.STARTING)
+        await house.ready(A)
+        assert (await newer.lease).model.digest == "e" * 64
+        await newer.leave()
+        assert len(house.launcher.children) == 2
+
+    in_house(test)
+
+
+def test_shutdown_waits_for_running_requests_and_then_breaks_them() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        lease = await caller.lease
+        stopping = asyncio.create_task(house.supervisor.stop_all(30.0))
+        await house.until(A, State.DRAINING)
+        assert lease.broken is None
+        house.clock.advance(31.0)
+        await asyncio.wait_for(stopping, PATIENCE_S)
+        assert lease.broken is not None
+        assert lease.broken.reason is Reason.DRAINING
+        await caller.leave()
+
+    in_house(test)
+
+
+def test_a_second_signal_shortens_every_deadline_and_skips_no_step() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.lease
+        child = house.launcher.last
+        child.ignores_term = True
+        stopping = asyncio.create_task(house.supervisor.stop_all(30.0))
+        await house.until(A, State.DRAINING)
+        house.supervisor.hurry()
+        house.clock.advance(0.0)  # both graces, to drain and to terminate, are over in the same instant
+        assert child.was_terminated
+        await asyncio.wait_for(stopping, PATIENCE_S)
+        assert child.tree_is_gone
+        await caller.leave()
+
+    in_house(test)
+
+
+def test_a_gpu_worker_is_stopped_only_when_its_memory_is_back() -> None:
+    async def test(house: House) -> None:
+        house.device_kind = "cuda"
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        await asyncio.sleep(0)  # the reading of before the start
+        house.device.free_bytes -= 4 << 30
+        await house.ready(A)
+        await caller.leave()
+        house.supervisor.stop(A.ref.key)
+        await house.until(A, State.RELEASING)
+        assert house.launcher.last.tree_is_gone
+        other = house.ask(B)
+        await asyncio.sleep(0)
+        assert house.state(B) is State.STOPPED, "nobody gets memory that has not been seen to be free"
+        house.device.free_bytes += 4 << 30
+        await house.ready(B)
+        await other.leave()
+
+    in_house(test)
+
+
+def test_memory_that_does_not_come_back_is_not_waited_for_for_ever() -> None:
+    async def test(house: House) -> None:
+        house.device_kind = "cuda"
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        await asyncio.sleep(0)
+        house.device.free_bytes -= 4 << 30
+        await house.ready(A)
+        await caller.leave()
+        house.supervisor.stop(A.ref.key)
+        await house.until(A, State.RELEASING)
+        house.clock.advance(11.0)
+        assert house.state(A) is State.STOPPED
+
+    in_house(test)
+
+
+def test_progress_of_a_load_reaches_who_waits() -> None:
+    async def test(house: House) -> None:
+        seen: list[str] = []
+
+        async def ask() -> None:
+            async with house.gate.lease(A, on_progress=lambda view: seen.append(view.load_phase)):
+                pass
+
+        task = asyncio.create_task(ask())
+        await house.until(A, State.STARTING)
+        house.launcher.last.say("phase loading weights")
+        await house.ready(A)
+        await task
+        assert "loading weights" in seen
+
+    in_house(test)

@@ -1,0 +1,100 @@
+"""Loading and unloading as wishes of people (floor 3): what `load`, `stop`, `rm` and an empty prompt ask for."""
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
+from vllamad.domain.operation import Operation, OperationKind, Progress
+from vllamad.domain.view import WorkerView
+from vllamad.domain.worker import Goal, State
+from vllamad.gate.gate import Gate
+from vllamad.models.catalog import Catalog
+from vllamad.operations.registry import Operations, Report
+from vllamad.supervisor.supervisor import Supervisor
+
+AT_REST = frozenset({State.STOPPED, State.FAILED})
+
+
+def load_progress(view: WorkerView) -> Progress:
+    """What a worker's picture says about how far its loading is."""
+    if view.state is State.BACKOFF:
+        return Progress("waiting to try again", view.error.message if view.error else "")
+    return Progress(view.load_phase, fraction=view.load_fraction)
+
+
+class Loading:
+    """Joins the catalogue, the gate and the supervisor."""
+
+    def __init__(self, catalog: Catalog, gate: Gate, supervisor: Supervisor, operations: Operations) -> None:
+        self._catalog = catalog
+        self._gate = gate
+        self._supervisor = supervisor
+        self._operations = operations
+
+    def start(self, name: str, keep_alive_s: float | None = None) -> Operation:
+        """Load a model, or join its loading; done when its worker is READY."""
+        model = self._catalog.resolve(name)
+
+        async def work(report: Report) -> None:
+            report(Progress("waiting for a slot"))
+            async with self._gate.lease(
+                model, keep_alive_s=keep_alive_s, on_progress=lambda view: report(load_progress(view))
+            ):
+                report(Progress("ready", fraction=1.0))
+
+        return self._operations.start_or_join(OperationKind.START, model.name, model.ref.key, work)
+
+    def stop(self, name: str, force: bool = False) -> Operation:
+        """Unload a model; done when no process of it is left. ``force`` does not wait for requests in flight."""
+        model = self._catalog.resolve(name)
+
+        async def work(report: Report) -> None:
+            report(Progress("stopping"))
+            await self.unload(model, force)
+
+        return self._operations.start_or_join(OperationKind.STOP, model.name, f"{model.ref.key} {force}", work)
+
+    async def remove(self, name: str, force: bool) -> int:
+        """Remove a model; while it is loaded only if ``force`` is set, and then its worker goes first."""
+        model = self._catalog.resolve(name)
+        handle = self._supervisor.get(model.ref.key)
+        if handle is not None and handle.state not in AT_REST and not force:
+            raise VllamaError(
+                Reason.MODEL_IN_USE,
+                f"cannot remove {model.name}: it is loaded ({handle.record.leases} requests)",
+                f"stop it first (vllamactl stop {model.name}), or use --force",
+                model=model.name,
+            )
+        await self.unload(model, force=True)
+        return await self._catalog.remove(name)
+
+    async def unload(self, model: Model, force: bool) -> None:
+        """Return when the worker is at rest; raises INTERNAL if its processes cannot be ended."""
+        key = model.ref.key
+        handle = self._supervisor.get(key)
+        if handle is None:
+            return
+        if force:
+            handle.drain_within(0.0)
+        self._supervisor.stop(key)
+
+        incarnation = handle.record.incarnation
+
+        def is_over() -> bool:
+            now = self._supervisor.get(key)
+            if now is None or now.state in AT_REST or now.record.incarnation != incarnation:
+                return True
+            return now.state is State.READY and now.record.goal is Goal.RUN
+
+        await self._supervisor.wait_until(is_over)
+        left = self._supervisor.get(key)
+        if left is None or left.record.incarnation != incarnation:
+            return
+        if left.error is not None:
+            raise left.error
+        if left.state is State.READY:
+            raise VllamaError(
+                Reason.MODEL_IN_USE,
+                f"cannot unload {model.name}: requests came for it before it was down",
+                "stop its clients, or use --force",
+                model=model.name,
+            )

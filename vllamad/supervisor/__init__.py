@@ -1,0 +1,1 @@
+"""Makes decisions true in processes (floor 3)."""

@@ -1,0 +1,33 @@
+"""What a worker died of, as people are told (floor 3)."""
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+
+LAST_LINES = 12
+"""Lines of the engine's output that travel with a failure."""
+
+
+def load_failed(model: str, cause: Reason, fault: str, lines: list[str], attempts: int) -> VllamaError:
+    """The failure of a worker that is given up, or tried again later: what happened (``fault``), and the engine's own
+    word for it."""
+    detail = fault or "the engine ended"
+    telling = _telling_line(lines)
+    says_the_same = telling in detail or detail in telling
+    shown = detail if says_the_same else f"{detail}: {telling}"
+    what = f"the engine of {model} has stopped unexpectedly" if cause is Reason.ENGINE_DIED else f"cannot load {model}"
+    return VllamaError(
+        cause,
+        f"{what}: {shown}",
+        f"see what the engine said: vllamactl logs {model}",
+        model=model,
+        attempts=attempts,
+        log="\n".join(lines),
+    )
+
+
+def _telling_line(lines: list[str]) -> str:
+    """The last line that names an error; the last of all if none does."""
+    for line in reversed(lines):
+        if "Error" in line or "error:" in line:
+            return line.strip()[:300]
+    return lines[-1].strip()[:300] if lines else ""

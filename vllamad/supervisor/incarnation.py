@@ -1,0 +1,246 @@
+"""One process life of a worker (floor 3): spawned, watched, asked, ended, and its memory awaited.
+
+It knows nothing of states: it tells its worker what happened, and the worker's machine decides what that means. Its
+tasks end at the *worker boundary* (``_guarded``): a bug in one of them is logged and told as an event, so that one
+model's bug is not everyone's.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
+from vllamad.domain.ports import Child, Clock, DeviceProbe, Engine, EngineClient, Launcher, WorkerPlaces
+from vllamad.domain.worker import Kind
+
+log = logging.getLogger("vllamad.worker")
+
+STARTING_HEALTH_INTERVAL_S = 0.1
+READY_HEALTH_INTERVAL_S = 5.0
+HEALTH_MISSES = 6
+"""Unanswered health checks in a row before a worker counts as hung. One takes up to 5 s, and a server that is busy
+with a large prompt may miss a few: six are half a minute of silence or more."""
+LOADING_MEASURE_INTERVAL_S = 5.0
+READY_MEASURE_INTERVAL_S = 30.0
+"""Adding up the pages of a worker of 3 GB takes 50 to 75 ms, so one that rests is not measured often."""
+STABLE_S = 60.0
+"""A worker that served this long is no longer suspected: its crashes are forgotten."""
+MEMORY_POLL_S = 0.25
+MEMORY_SLACK_BYTES = 512 << 20
+"""A device counts as given back when its free memory is this close to what it was before the start; drivers keep a
+little for themselves."""
+
+
+Work = Callable[[], Coroutine[object, object, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What an incarnation needs of the world."""
+
+    clock: Clock
+    engine: Engine
+    launcher: Launcher
+    device_probe: DeviceProbe
+    """Asked whether memory has returned; on CPU the end of the processes is the end of their memory."""
+    device: Callable[[], str]
+    """What the engine runs on, "cpu" or "cuda"; known once the engine was looked at."""
+    spawn_task: Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
+
+
+class Owner(Protocol):
+    """The worker that is told what happens. All of it in the event loop's thread."""
+
+    def happened(self, incarnation: int, kind: Kind, cause: Reason | None = None, detail: str = "") -> None:
+        """Something happened to this life; ``detail`` says it in words, where it is a fault."""
+        ...
+
+    def cleared(self) -> None:
+        """It was suspected to be dead, and lives."""
+        ...
+
+    def said(self, line: str) -> None:
+        """The engine wrote a line."""
+        ...
+
+
+class Incarnation:
+    """One life, from ``start`` to ``release``. ``number`` tells it from the lives before and after."""
+
+    def __init__(self, number: int, name: str, model: Model, folder: Path, world: World, owner: Owner) -> None:
+        self.number = number
+        self.context_length = 0
+        self.memory_bytes = 0
+        """Resident memory of the tree, as it was measured last."""
+        self.device_bytes = 0
+        """What the devices' free memory has shrunk by since before the start; 0 on CPU."""
+        self.client: EngineClient | None = None
+        self.spawned_at = world.clock.now()
+        # Socket paths are limited to 107 bytes: the folder's name is short and says nothing.
+        self._places = WorkerPlaces(folder / "s", folder)
+        self._name = name
+        self._model = model
+        self._world = world
+        self._owner = owner
+        self._child: Child | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free_before: dict[str, int] = {}
+        self._is_asking = False
+        self._measure = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        """The engine's leader; 0 if none was started."""
+        return self._child.pid if self._child is not None else 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """True while it is being asked whether it still lives."""
+        return self._is_asking
+
+    def start(self) -> None:
+        """Spawn the engine and watch it. Never raises: what keeps it from starting is told as SpawnFailed, later."""
+        try:
+            shutil.rmtree(self._places.folder, ignore_errors=True)
+            self._places.folder.mkdir(mode=0o700, parents=True)
+            command = self._world.engine.command(self._model, self._places)
+            self._child = self._world.launcher.spawn(command, self._owner.said)
+        except (VllamaError, OSError) as error:
+            reason = error.reason if isinstance(error, VllamaError) else Reason.ENGINE_START_FAILED
+            self._owner.said(f"vllamad: cannot start the engine: {error}")
+            asyncio.get_running_loop().call_soon(self._tell, Kind.SPAWN_FAILED, reason, str(error))
+            return
+        self.client = self._world.engine.connect(self._places.socket)
+        if self._world.device() == "cuda":
+            self._run(self._note_free_memory, "probe")
+        self._run(partial(self._watch_exit, self._child), "exit")
+        self._run(partial(self._watch_health, self.client), "health")
+        self._run(partial(self._watch_memory, self._child), "memory")
+
+    def terminate(self) -> None:
+        """SIGTERM to the tree. Streams to it must be closed before: with some open, the engine waits for their ends."""
+        if self._child is not None:
+            self._child.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to the tree; TreeGone is told when no process of it is left."""
+        self._run(self._kill_tree, "kill")
+
+    def release(self) -> None:
+        """Give up everything that belongs to this life; MemoryBack is told when its memory has returned."""
+        self._run(self._release, "release")
+
+    def ask_whether_alive(self) -> None:
+        """A request failed inside the engine: ask whether it still lives. When its core dies, the API server stays for
+        seconds and answers everyone with errors. Tells Unhealthy, or that it is cleared."""
+        if not self._is_asking and self.client is not None:
+            self._is_asking = True
+            self._run(partial(self._ask, self.client), "suspicion")
+
+    def abandon(self) -> None:
+        """Nothing of this life matters any more: end its tasks."""
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    async def _watch_exit(self, child: Child) -> None:
+        status = await child.wait()
+        # The status proves nothing: vLLM exits 0 after its engine core died. An exit that nobody asked for is a crash.
+        self._tell(Kind.LEADER_EXITED, detail=_describe_exit(status))
+
+    async def _watch_health(self, client: EngineClient) -> None:
+        while not await client.is_healthy():  # noqa: ASYNC110 - the engine is asked; nothing tells
+            await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
+        self.context_length = await client.context_length()
+        self._tell(Kind.HEALTHY)
+        self._measure.set()
+        stable_at = self._world.clock.now() + STABLE_S
+        stable = self._world.clock.call_at(stable_at, lambda: self._tell(Kind.STABLE))
+        misses = 0
+        try:
+            while misses < HEALTH_MISSES:
+                await asyncio.sleep(READY_HEALTH_INTERVAL_S)
+                misses = 0 if await client.is_healthy() else misses + 1
+        finally:
+            stable.cancel()
+        self._tell(Kind.UNHEALTHY, detail=f"no answer to {misses} health checks in a row")
+
+    async def _watch_memory(self, child: Child) -> None:
+        """Measure now and then, and when told to: what is loaded is seen at once, not seconds later."""
+        while True:
+            interval_s = READY_MEASURE_INTERVAL_S if self.context_length else LOADING_MEASURE_INTERVAL_S
+            self._measure.clear()
+            self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
+            if self._free_before:
+                now = {one.name: one.free_bytes for one in await self._world.device_probe.read()}
+                self.device_bytes = sum(max(0, free - now.get(name, free)) for name, free in self._free_before.items())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._measure.wait()
+
+    async def _ask(self, client: EngineClient) -> None:
+        try:
+            is_alive = await client.is_healthy()
+        finally:
+            self._is_asking = False
+        if is_alive:
+            self._owner.cleared()
+        else:
+            self._tell(Kind.UNHEALTHY, detail="it failed a request and is not healthy any more")
+
+    async def _kill_tree(self) -> None:
+        if self._child is not None:
+            await self._child.kill_tree()
+        self._tell(Kind.TREE_GONE)
+
+    async def _release(self) -> None:
+        self.abandon()
+        if self.client is not None:
+            await self.client.close()
+        await asyncio.to_thread(shutil.rmtree, self._places.folder, ignore_errors=True)
+        if self._world.device() == "cuda":
+            await self._wait_for_free_memory()
+        self._tell(Kind.MEMORY_BACK)
+
+    async def _note_free_memory(self) -> None:
+        # The engine needs seconds to its first allocation, so this reading is of the time before it.
+        self._free_before = {one.name: one.free_bytes for one in await self._world.device_probe.read()}
+
+    async def _wait_for_free_memory(self) -> None:
+        """Drivers give memory back a while after the process has gone. The deadline of RELEASING bounds the wait: then
+        this life is abandoned."""
+        while True:
+            readings = await self._world.device_probe.read()
+            if all(one.free_bytes + MEMORY_SLACK_BYTES >= self._free_before.get(one.name, 0) for one in readings):
+                return
+            await asyncio.sleep(MEMORY_POLL_S)
+
+    # --- the worker boundary -------------------------------------------------------------------------------------
+
+    def _tell(self, kind: Kind, cause: Reason | None = None, detail: str = "") -> None:
+        self._owner.happened(self.number, kind, cause, detail)
+
+    def _run(self, work: Work, what: str) -> None:
+        task = self._world.spawn_task(self._guarded(work, what), f"{self._name}/{what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Work, what: str) -> None:
+        try:
+            await work()
+        except Exception as error:  # the worker boundary: one model's bug is not everyone's
+            log.exception("worker.bug worker=%s in=%s", self._name, what)
+            self._tell(Kind.UNHEALTHY, Reason.INTERNAL, f"internal error while handling {what}: {error}")
+
+
+def _describe_exit(status: int) -> str:
+    return f"it was ended by signal {-status}" if status < 0 else f"it exited with status {status}"

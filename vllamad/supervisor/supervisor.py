@@ -1,0 +1,174 @@
+"""The set of workers (floor 3): makes the scheduler's decisions true, and ends everything in order.
+
+Workers are known by their model's key. A worker that came to rest with nothing left to tell (STOPPED) is forgotten; one
+that FAILED stays, with its cause, until it is started or stopped again.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllamad.domain.model import Model
+from vllamad.domain.ports import Clock, DeviceProbe, Engine, Launcher
+from vllamad.domain.view import WorkerView
+from vllamad.domain.worker import Kind, State
+from vllamad.host.logs import event
+from vllamad.supervisor.incarnation import World
+from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.worker import WorkerDeps, WorkerHandle, WritableRing
+
+log = logging.getLogger("vllamad.supervisor")
+
+KEPT_RINGS = 32
+"""Models whose engine output is kept after they were unloaded: for "what did it say before it died"."""
+KEPT_DECISIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A sentence of the scheduler and when it was said (wall time)."""
+
+    time: float
+    text: str
+
+
+class Supervisor:
+    """Owns every WorkerHandle. ``on_change`` is called, synchronously, after every change of any worker;
+    ``count_waiting`` tells how many requests wait for a model. The gate sets both."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        engine: Engine,
+        launcher: Launcher,
+        device_probe: DeviceProbe,
+        device: Callable[[], str],
+        folder: Path,
+        limits: WorkerLimits,
+        new_ring: Callable[[], WritableRing],
+    ) -> None:
+        self.on_change: Callable[[WorkerHandle], None] = lambda _handle: None
+        self.count_waiting: Callable[[str], int] = lambda _key: 0
+        self.decisions: deque[Decided] = deque(maxlen=KEPT_DECISIONS)
+        self._clock = clock
+        self._folder = folder
+        self._new_ring = new_ring
+        self._handles: dict[str, WorkerHandle] = {}
+        self._rings: OrderedDict[str, WritableRing] = OrderedDict()
+        self._numbers = 0
+        self._tasks: asyncio.TaskGroup | None = None
+        self._next_change = asyncio.Event()
+        world = World(clock, engine, launcher, device_probe, device, self._spawn_task)
+        self._deps = WorkerDeps(world, folder, limits, self._changed, lambda key: self.count_waiting(key))
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def clean_up(self) -> None:
+        """Remove what an earlier daemon left in the worker folder. Call it under the lock of the state folder, before
+        the first start; blocking."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in self._folder.iterdir():
+            event(log, logging.INFO, "supervisor.leftover", path=leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+    async def run(self, started: asyncio.Event) -> None:
+        """The supervisor's branch of the daemon's tree: runs until cancelled. Every worker's tasks live below it."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            started.set()
+            await asyncio.Event().wait()
+
+    async def stop_all(self, drain_s: float) -> None:
+        """Stop every worker in parallel; requests in flight get ``drain_s`` seconds. Returns when all are at rest."""
+        for handle in list(self._handles.values()):
+            handle.drain_within(drain_s)
+            handle.post(Kind.STOP)
+        await self.wait_until(lambda: not self._busy())
+
+    async def wait_until(self, is_true: Callable[[], bool]) -> None:
+        """Return once ``is_true`` holds; it is asked again after every change of any worker."""
+        while not is_true():
+            await self._next_change.wait()
+
+    def hurry(self) -> None:
+        """A second signal: every deadline is over now; no step is skipped."""
+        for handle in list(self._handles.values()):
+            handle.hurry()
+
+    # --- decisions -----------------------------------------------------------------------------------------------
+
+    def start(self, model: Model, idle_s: float, is_pinned: bool = False) -> WorkerHandle:
+        """Want a model's worker to run, whatever state it is in."""
+        handle = self._handles.get(model.ref.key)
+        if handle is None:
+            self._numbers += 1
+            handle = WorkerHandle(model, self._numbers, self._deps, self._ring(model.ref.key), idle_s)
+            self._handles[model.ref.key] = handle
+        elif handle.state in {State.STOPPED, State.FAILED, State.BACKOFF}:
+            handle.model = model  # it may have been pulled anew since
+        handle.is_pinned = is_pinned
+        handle.post(Kind.START)
+        return handle
+
+    def stop(self, key: str) -> None:
+        """Want a model's worker gone; leases that are out finish first."""
+        handle = self._handles.get(key)
+        if handle is not None:
+            handle.post(Kind.STOP)
+
+    def decided(self, text: str) -> None:
+        """Keep and log a sentence of the scheduler."""
+        self.decisions.append(Decided(self._clock.time(), text))
+        event(log, logging.INFO, "scheduler.decision", text=text)
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> WorkerHandle | None:
+        return self._handles.get(key)
+
+    def handles(self) -> list[WorkerHandle]:
+        return list(self._handles.values())
+
+    def views(self) -> list[WorkerView]:
+        """Every worker, in the order of their names."""
+        return sorted((handle.view() for handle in self._handles.values()), key=lambda view: view.name)
+
+    def ring(self, key: str) -> WritableRing:
+        """The output of a model's engine, over restarts; an empty one if it never ran."""
+        return self._ring(key)
+
+    def _ring(self, key: str) -> WritableRing:
+        ring = self._rings.get(key)
+        if ring is None:
+            ring = self._rings[key] = self._new_ring()
+        self._rings.move_to_end(key)
+        for old in list(self._rings):
+            if len(self._rings) <= KEPT_RINGS:
+                break
+            if old not in self._handles and old != key:
+                del self._rings[old]
+        return ring
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _busy(self) -> bool:
+        return any(handle.state not in {State.STOPPED, State.FAILED} for handle in self._handles.values())
+
+    def _spawn_task(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        assert self._tasks is not None, "the supervisor is not running"
+        return self._tasks.create_task(work, name=name)
+
+    def _changed(self, handle: WorkerHandle) -> None:
+        self.on_change(handle)
+        if handle.state is State.STOPPED and self._handles.get(handle.key) is handle:
+            # What is wanted again was started anew by on_change; then it is not STOPPED any more.
+            del self._handles[handle.key]
+        woken, self._next_change = self._next_change, asyncio.Event()
+        woken.set()
