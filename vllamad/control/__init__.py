@@ -1,0 +1,1 @@
+"""The control plane over gRPC (floor 4): it translates and decides nothing."""

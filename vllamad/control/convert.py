@@ -1,0 +1,129 @@
+"""Domain objects as messages of the control protocol (floor 4): every field once, and nothing decided."""
+
+import math
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from vllama.control.v1 import models_pb2, operations_pb2, workers_pb2
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
+from vllamad.domain.operation import Operation, Progress
+from vllamad.domain.ports import OutputLine
+from vllamad.domain.view import WorkerView
+from vllamad.domain.worker import State
+
+
+def timestamp(time: float) -> Timestamp:
+    """Wall time in seconds as a Timestamp."""
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(time * 1e9))
+    return stamp
+
+
+def failure(error: VllamaError) -> operations_pb2.Failure:
+    facts = {key: str(value) for key, value in error.facts.items()}
+    return operations_pb2.Failure(reason=error.reason, message=error.message, hint=error.hint or "", facts=facts)
+
+
+def progress(now: Progress) -> operations_pb2.Progress:
+    return operations_pb2.Progress(
+        phase=now.phase,
+        detail=now.detail,
+        completed_bytes=now.completed_bytes,
+        total_bytes=now.total_bytes,
+        fraction=now.fraction,
+        files=[
+            operations_pb2.FileProgress(
+                path=file.path,
+                digest=file.digest,
+                completed_bytes=file.completed_bytes,
+                total_bytes=file.total_bytes,
+            )
+            for file in now.files
+        ],
+    )
+
+
+def operation(one: Operation) -> operations_pb2.Operation:
+    message = operations_pb2.Operation(
+        name=one.name,
+        kind=one.kind.value,
+        model=one.model,
+        progress=progress(one.progress),
+        done=one.is_done,
+        create_time=timestamp(one.create_time),
+    )
+    if one.error is not None:
+        message.failure.CopyFrom(failure(one.error))
+    if one.is_done:
+        message.end_time.CopyFrom(timestamp(one.end_time))
+    return message
+
+
+def model(one: Model) -> models_pb2.Model:
+    details = one.details
+    return models_pb2.Model(
+        name=one.name,
+        digest=one.digest,
+        size_bytes=one.size_bytes,
+        modify_time=timestamp(one.modified_time),
+        capabilities=[str(capability) for capability in one.capabilities],
+        details=models_pb2.ModelDetails(
+            format=details.format,
+            family=details.family,
+            families=details.families,
+            parameter_size=details.parameter_size,
+            quantization_level=details.quantization_level,
+            parameter_count=details.parameter_count,
+            context_length=details.context_length,
+            embedding_length=details.embedding_length,
+            block_count=details.block_count,
+            feed_forward_length=details.feed_forward_length,
+            head_count=details.head_count,
+            head_count_kv=details.head_count_kv,
+            vocab_size=details.vocab_size,
+        ),
+        source=str(one.source.kind),
+        repository=one.source.repository,
+        revision=one.source.revision,
+        path=one.path,
+        template=one.template,
+        license=one.license,
+        files=[
+            models_pb2.ModelFile(path=file.path, digest=f"sha256:{file.sha256}", size_bytes=file.size_bytes)
+            for file in one.files
+        ],
+    )
+
+
+def worker(view: WorkerView) -> workers_pb2.Worker:
+    message = workers_pb2.Worker(
+        name=view.name,
+        model=view.model,
+        model_digest=view.model_digest,
+        state=view.state.value,
+        incarnation=view.incarnation,
+        pid=view.pid,
+        leases=view.leases,
+        waiting=view.waiting,
+        memory_bytes=view.memory_bytes,
+        device_bytes=view.device_bytes,
+        device=view.device,
+        context_length=view.context_length,
+        is_pinned=math.isinf(view.idle_s),
+        start_time=timestamp(view.start_time),
+    )
+    if view.state is State.STARTING:
+        message.load_phase = view.load_phase
+        message.load_fraction = view.load_fraction
+    if view.load_s:
+        message.load_duration.FromNanoseconds(int(view.load_s * 1e9))
+    if view.expire_time is not None and not math.isinf(view.expire_time):
+        message.expire_time.CopyFrom(timestamp(view.expire_time))
+    if view.error is not None:
+        message.failure.CopyFrom(failure(view.error))
+    return message
+
+
+def log_line(line: OutputLine, origin: str) -> workers_pb2.LogLine:
+    return workers_pb2.LogLine(time=timestamp(line.time), origin=origin, text=line.text)

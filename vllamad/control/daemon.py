@@ -1,0 +1,114 @@
+"""The Daemon service (floor 4): what the daemon is doing, and how it is configured."""
+
+# The generated base classes are untyped and synchronous.
+# pyright: reportIncompatibleMethodOverride=false
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vllama import __version__
+from vllama.control.v1 import daemon_pb2 as pb
+from vllama.control.v1 import daemon_pb2_grpc as pb_grpc
+from vllamad.control import convert
+from vllamad.control.interceptor import Context, unary
+from vllamad.domain.ports import DeviceReading, EngineVersion
+from vllamad.supervisor.supervisor import Decided, Supervisor
+
+
+class ShownSetting(Protocol):
+    """One setting as people may see it: secrets are masked already."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def value(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def overrode(self) -> Sequence[str]: ...
+    @property
+    def is_reloadable(self) -> bool: ...
+    @property
+    def help(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """What the status page shows beside the workers; sizes in bytes, ``start_time`` wall time in seconds."""
+
+    state: str
+    pid: int
+    start_time: float
+    http_url: str
+    socket_path: str
+    state_folder: str
+    memory_bytes: int
+    engine: EngineVersion
+    models: int
+    models_bytes: int
+    free_bytes: int
+    active: int
+    waiting: int
+    devices: Sequence[DeviceReading]
+    decisions: Sequence[Decided]
+
+
+class DaemonService(pb_grpc.DaemonServicer):
+    """Status and settings."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        status: Callable[[], Awaitable[DaemonStatus]],
+        settings: Callable[[], Sequence[ShownSetting]],
+    ) -> None:
+        self._supervisor = supervisor
+        self._status = status
+        self._settings = settings
+
+    @unary
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        now = await self._status()
+        return pb.GetStatusResponse(
+            version=__version__,
+            state=now.state,
+            pid=now.pid,
+            start_time=convert.timestamp(now.start_time),
+            http_url=now.http_url,
+            socket_path=now.socket_path,
+            state_folder=now.state_folder,
+            memory_bytes=now.memory_bytes,
+            engine=pb.Engine(
+                python=now.engine.python,
+                version=f"{now.engine.distribution} {now.engine.version}".strip(),
+                problem=now.engine.problem,
+                device=now.engine.device,
+            ),
+            workers=[convert.worker(view) for view in self._supervisor.views()],
+            models=now.models,
+            active_requests=now.active,
+            waiting_requests=now.waiting,
+            devices=[
+                pb.Device(name=device.name, total_bytes=device.total_bytes, free_bytes=device.free_bytes)
+                for device in now.devices
+            ],
+            storage=pb.Storage(path=now.state_folder, models_bytes=now.models_bytes, free_bytes=now.free_bytes),
+            decisions=[pb.Decision(time=convert.timestamp(one.time), text=one.text) for one in now.decisions],
+        )
+
+    @unary
+    async def GetConfig(self, request: pb.GetConfigRequest, context: Context) -> pb.GetConfigResponse:
+        return pb.GetConfigResponse(
+            settings=[
+                pb.Setting(
+                    key=one.key,
+                    value=one.value,
+                    source=one.source,
+                    overrode=one.overrode,
+                    is_reloadable=one.is_reloadable,
+                    help=one.help,
+                )
+                for one in self._settings()
+            ]
+        )

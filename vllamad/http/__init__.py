@@ -1,0 +1,1 @@
+"""The HTTP faces (floor 4): they translate and decide nothing."""

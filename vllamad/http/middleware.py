@@ -1,0 +1,121 @@
+"""What every request passes (floor 4): its id, the checks of Host and Origin, the route, the error envelope, one log
+line. One of the few places with a broad ``except``."""
+
+import asyncio
+import logging
+from contextvars import ContextVar
+
+from aiohttp import web
+
+from vllama import __version__
+from vllamad.domain.errors import VllamaError
+from vllamad.http import origins
+from vllamad.http.calls import GONE, Call, new_call
+from vllamad.http.errors import bug, error_answer
+from vllamad.http.origins import Origins, allows_host, is_address
+from vllamad.http.routes import Routes
+from vllamad.http.services import Policy
+
+log = logging.getLogger("vllamad.http")
+
+_SERVER = f"vllama/{__version__}"
+
+
+_current: ContextVar[Call | None] = ContextVar("call", default=None)
+"""The request that this task answers: every request has a task, and a context, of its own."""
+
+
+class Front:
+    """The handler of every request."""
+
+    def __init__(self, routes: Routes, policy: Policy) -> None:
+        self._routes = routes
+        self._policy = policy
+        self._origins = Origins(policy.origins)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request. Cancelled when its client leaves."""
+        call = new_call(request)
+        _current.set(call)
+        try:
+            answer = await self._answer(request, call)
+            call.status = call.status or answer.status
+        except VllamaError as error:
+            call.error = str(error.reason)
+            answer = error_answer(error, call)
+            call.status = answer.status
+        except (ConnectionResetError, asyncio.CancelledError):
+            call.status = GONE
+            raise
+        except Exception as error:  # the HTTP boundary: a bug answers 500 and shows its id
+            log.exception("http.bug id=%s route=%s %s", call.id, call.method, call.path)
+            call.error = f"bug:{type(error).__name__}"
+            answer = error_answer(bug(call), call)
+            call.status = answer.status
+        finally:
+            call.write_log()
+        return answer
+
+    async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
+        methods = self._routes.find(request.path)
+        route = methods.get(request.method) if methods is not None else None
+        if route is not None:
+            call.is_quiet = route.is_quiet
+        elif methods is not None:
+            call.headers.append(("Allow", ", ".join(methods)))
+        refusal = self._check_caller(request, call)
+        if refusal is not None:
+            return refusal
+        if route is None:
+            return self._routes.miss(request, call)
+        return await route.handler(request, call)
+
+    def _check_caller(self, request: web.Request, call: Call) -> web.Response | None:
+        """Origin first, then Host; an answer if that ends it."""
+        host = request.headers.get("Host", "")
+        origin = request.headers.get("Origin", "")
+        if origin and not self._origins.is_same(origin, host):
+            if not self._origins.allows(origin):
+                return web.Response(status=403)
+            self._allow_origin(origin, call, is_preflight=request.method == "OPTIONS")
+            if request.method == "OPTIONS":
+                return web.Response(status=204)
+        if not self._policy.check_host:
+            return None
+        if not allows_host(host, _listening_on(request)):
+            return web.Response(status=403)
+        if request.method == "OPTIONS" and not is_address(host):
+            return web.Response(status=204)
+        return None
+
+    def _allow_origin(self, origin: str, call: Call, *, is_preflight: bool) -> None:
+        add = call.headers.append
+        if self._origins.allows_all:
+            add(("Access-Control-Allow-Origin", "*"))
+        else:
+            add(("Access-Control-Allow-Origin", origin))
+            add(("Vary", "Origin"))
+        if is_preflight:
+            add(("Access-Control-Allow-Methods", origins.ALLOWED_METHODS))
+            add(("Access-Control-Allow-Headers", origins.ALLOWED_HEADERS))
+            add(("Access-Control-Max-Age", origins.MAX_AGE_S))
+            add(("Vary", "Access-Control-Request-Method"))
+            add(("Vary", "Access-Control-Request-Headers"))
+
+
+def _listening_on(request: web.Request) -> str:
+    """The address that the connection came in on; "" on a Unix socket."""
+    name: tuple[str, int] | str | None = None
+    if request.transport is not None:
+        name = request.transport.get_extra_info("sockname")
+    return name[0] if isinstance(name, tuple) else ""
+
+
+async def add_headers(request: web.BaseRequest, answer: web.StreamResponse) -> None:
+    """Runs when the head of any answer is about to leave."""
+    answer.headers["Server"] = _SERVER
+    call = _current.get()
+    if call is not None:
+        answer.headers["X-Request-Id"] = call.id
+        for name, value in call.headers:
+            answer.headers.add(name, value)

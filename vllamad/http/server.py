@@ -1,0 +1,173 @@
+"""The HTTP face as a whole (floor 4): the application, and the server that binds, serves and closes it."""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.http.bodies import Bodies
+from vllamad.http.middleware import Front, add_headers
+from vllamad.http.models import Models
+from vllamad.http.ollama import Inference
+from vllamad.http.port_owner import port_owner
+from vllamad.http.routes import Routes
+from vllamad.http.services import Policy, Services
+from vllamad.http.system import NO_CLOUD, UNSUPPORTED, System, refuse, refuse_cloud
+
+BACKLOG = 1024
+KEEP_ALIVE_S = 75.0
+"""Longer than the pools of usual clients keep a connection: then they close it, not we under their next request."""
+
+BODIES = web.AppKey("bodies", Bodies)
+
+
+def make_app(services: Services, policy: Policy | None = None) -> web.Application:
+    """The application with every route of the face."""
+    policy = policy or Policy()
+    bodies = Bodies(policy.max_body_bytes)
+    routes = make_routes(services, policy, bodies)
+    app = web.Application()
+    app[BODIES] = bodies
+    app.router.add_route("*", "/{path:.*}", Front(routes, policy).handle)
+    app.on_response_prepare.append(add_headers)
+    app.on_cleanup.append(_close_bodies)
+    return app
+
+
+def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
+    """The table of routes."""
+    system, models, inference = System(services, policy), Models(services, bodies), Inference(services, bodies)
+    routes = Routes()
+    routes.add("HEAD GET", "/", system.root, is_quiet=True)
+    routes.add("HEAD GET", "/api/version", system.version, is_quiet=True)
+    routes.add("GET", "/api/status", system.status, is_quiet=True)
+    routes.add("HEAD GET", "/health", system.health, is_quiet=True)
+    routes.add("HEAD GET", "/api/tags", models.tags, is_quiet=True)
+    routes.add("GET", "/api/ps", models.ps, is_quiet=True)
+    routes.add("POST", "/api/show", models.show)
+    routes.add("POST", "/api/copy", models.copy)
+    routes.add("DELETE", "/api/delete", models.delete)
+    routes.add("POST", "/api/pull", models.pull)
+    routes.add("POST", "/api/generate", inference.generate)
+    routes.add("POST", "/api/chat", inference.chat)
+    for route, text in UNSUPPORTED.items():
+        method, path = route.split()
+        routes.add(method, path, refuse(text))
+    for route, what in NO_CLOUD.items():
+        method, path = route.split()
+        routes.add(method, path, refuse_cloud(what))
+    return routes
+
+
+async def _close_bodies(app: web.Application) -> None:
+    app[BODIES].close()
+
+
+class HttpServer:
+    """Serves an application on a host and port, or on sockets that are bound already (socket activation)."""
+
+    def __init__(
+        self, app: web.Application, host: str = "", port: int = 0, sockets: Sequence[socket.socket] = ()
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._sockets = list(sockets)
+        # Hanging up must cancel the handler, or the engine would generate to the end for nobody.
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=0.1
+        )
+        self._sites: list[web.SockSite] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, as host:port."""
+        return [_shown(each.getsockname()) for each in self._sockets if each.fileno() >= 0]
+
+    async def start(self) -> None:
+        """Bind and serve. Raises ALREADY_RUNNING (the port is taken), PERMISSION_DENIED, CONFIG_INVALID (no such
+        address)."""
+        if not self._sockets:
+            self._sockets = await self._bind()
+        await self._runner.setup()
+        for each in self._sockets:
+            site = web.SockSite(self._runner, each, backlog=BACKLOG)
+            await site.start()
+            self._sites.append(site)
+
+    async def stop_listening(self) -> None:
+        """Take no new connections; those that are open go on."""
+        sites, self._sites = self._sites, []
+        for site in sites:
+            await site.stop()
+
+    async def close(self) -> None:
+        """Stop listening and end every connection; handlers that still run are cancelled. Let requests finish before,
+        by draining the gate."""
+        await self.stop_listening()
+        await self._runner.cleanup()
+
+    async def _bind(self) -> list[socket.socket]:
+        where = f"{self._host or '*'}:{self._port}"
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(
+                self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except socket.gaierror as error:
+            raise VllamaError(
+                Reason.CONFIG_INVALID, f"cannot listen on {where}: {error.strerror}", "set server.host, or use --host"
+            ) from error
+        bound: list[socket.socket] = []
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind(address)
+                # A second listener on a port is only found out here when SO_REUSEADDR let both bind.
+                listener.listen(BACKLOG)
+                listener.setblocking(False)
+            except OSError as error:
+                listener.close()
+                for other in bound:
+                    other.close()
+                raise _bind_failure(where, self._port, error) from error
+            bound.append(listener)
+        return bound
+
+
+def _bind_failure(where: str, port: int, error: OSError) -> VllamaError:
+    if error.errno == errno.EADDRINUSE:
+        owner = port_owner(port)
+        return VllamaError(
+            Reason.ALREADY_RUNNING,
+            f"cannot listen on {where}: the port is taken" + (f" by {owner}" if owner else ""),
+            f"stop what holds it, or choose another: vllamad --port {port + 1}",
+            port=port,
+        )
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return VllamaError(
+            Reason.PERMISSION_DENIED,
+            f"cannot listen on {where}: ports below 1024 need a privilege",
+            "choose a higher one: vllamad --port 11434",
+            port=port,
+        )
+    return VllamaError(
+        Reason.CONFIG_INVALID,
+        f"cannot listen on {where}: {os.strerror(error.errno or 0)}",
+        "set server.host to an address of this machine, or use --host",
+        port=port,
+    )
+
+
+def _shown(name: object) -> str:
+    if isinstance(name, tuple):
+        host, port = str(name[0]), name[1]  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(name)

@@ -1,0 +1,89 @@
+"""What the HTTP face asks of the services (floor 4). Structural types, so that tests can stand in-process fakes in."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vllamad.domain.model import Model
+from vllamad.domain.operation import Operation
+from vllamad.domain.ports import EngineStream
+from vllamad.domain.view import WorkerView
+
+
+class CatalogService(Protocol):
+    """Names to models."""
+
+    def list(self) -> list[Model]: ...
+    def resolve(self, name: str) -> Model: ...
+    def pull(self, name: str) -> Operation: ...
+    async def copy(self, source: str, destination: str) -> Model: ...
+
+
+class LoadingService(Protocol):
+    """Removal that minds workers."""
+
+    async def remove(self, name: str, force: bool) -> int: ...
+
+
+class OperationsService(Protocol):
+    """Long work."""
+
+    def watch(self, name: str) -> AsyncGenerator[Operation, None]: ...
+    def cancel(self, name: str, only_if_unwatched: bool = False) -> Operation: ...
+
+
+class HeldLease(Protocol):
+    """The right to ask a ready worker."""
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def load_ns(self) -> int: ...
+    @property
+    def waited_ns(self) -> int: ...
+    async def open(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> EngineStream: ...
+
+
+class GateService(Protocol):
+    """Admission."""
+
+    @property
+    def active(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    def lease(
+        self, model: Model, *, keep_alive_s: float | None = None
+    ) -> AbstractAsyncContextManager[HeldLease, bool | None]: ...
+    def set_keep_alive(self, model: Model, keep_alive_s: float) -> None: ...
+
+
+class WorkersService(Protocol):
+    """Pictures of the workers."""
+
+    def views(self) -> list[WorkerView]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that handlers call. ``health`` returns the body of ``/health``: its ``status`` is "ok" (200) or says
+    what is wrong (503)."""
+
+    catalog: CatalogService
+    loading: LoadingService
+    operations: OperationsService
+    gate: GateService
+    supervisor: WorkersService
+    health: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the face allows and says of itself. ``origins`` come in front of the built-in ones; ``check_host`` guards a
+    listener on loopback against DNS rebinding; ``ollama_version`` is what ``/api/version`` claims to be compatible
+    with, because clients refuse servers that look old."""
+
+    origins: tuple[str, ...] = ()
+    check_host: bool = True
+    max_body_bytes: int = 64 * 1024 * 1024
+    ollama_version: str = "0.33.0"
