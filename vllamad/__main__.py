@@ -1,0 +1,102 @@
+"""``vllamad``: arguments, configuration, lock, then the daemon in the foreground (floor 5)."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from vllama.reasons import ROWS, Reason
+from vllamad.config.flags import argv_values, build_parser
+from vllamad.config.load import load
+from vllamad.config.loaded import Loaded
+from vllamad.domain.errors import VllamaError
+from vllamad.host.folders import (
+    RUNTIME_MODE,
+    STATE_MODE,
+    make_folder,
+    make_private_folder,
+    share_with_group,
+)
+from vllamad.host.lock import FolderLock
+from vllamad.host.logs import configure, event, pick_format
+
+log = logging.getLogger("vllamad.daemon")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon and return its exit status: 0 after a clean stop, 78 for a bad configuration (the service manager
+    must not try that again), else the status of the table of reasons."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        loaded = load(argv_values(arguments), os.environ)
+        if arguments.check:
+            return _report(loaded)
+        return _run(loaded)
+    except VllamaError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return ROWS[Reason.CANCELLED].exit
+
+
+def _run(loaded: Loaded) -> int:
+    settings, places = loaded.settings, loaded.places
+    configure(pick_format(settings.logging.format, os.environ, sys.stderr.fileno()), settings.logging.level)
+    for warning in loaded.warnings:
+        event(log, logging.WARNING, "config.warning", text=warning)
+    make_folder(places.state, STATE_MODE, "state folder", "--state-dir")
+    make_folder(places.runtime, RUNTIME_MODE, "runtime folder", "--runtime-dir")
+    with contextlib.ExitStack() as locks:
+        for path, flag in ((places.lock, "--state-dir"), (places.runtime / places.lock.name, "--runtime-dir")):
+            locks.callback(FolderLock.take(path, flag).release)
+        # Why the folder stays with this user is said once, for the socket.
+        share_with_group(places.runtime, settings.control.group, RUNTIME_MODE)
+        make_folder(places.socket.parent, RUNTIME_MODE, "folder of the control socket", "--socket")
+        make_private_folder(places.worker_sockets, "folder of worker sockets", "--runtime-dir")
+        try:
+            _serve(loaded)
+        except* VllamaError as group:
+            raise _first(group) from group
+    return 0
+
+
+def _serve(loaded: Loaded) -> None:
+    # Only now: a refusal of the configuration or a lock should not wait for these imports.
+    import uvloop
+
+    from vllamad.app import Daemon
+
+    async def serve() -> None:
+        await Daemon(loaded, os.environ).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+
+
+def _first(group: BaseExceptionGroup[VllamaError]) -> VllamaError:
+    """The failure that ended the daemon; others followed from it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, VllamaError)
+    return error
+
+
+def _report(loaded: Loaded) -> int:
+    for warning in loaded.warnings:
+        sys.stderr.write(f"vllamad: warning: {warning}\n")
+    files = ", ".join(str(path) for path in loaded.files) or "none"
+    sys.stdout.write(f"vllamad: configuration is valid (files: {files})\n")
+    return 0
+
+
+def _fail(error: VllamaError) -> int:
+    sys.stderr.write(f"vllamad: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return error.row.exit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

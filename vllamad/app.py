@@ -1,0 +1,399 @@
+"""Wiring and the tree of tasks (floor 5): the only place that picks concrete classes.
+
+    daemon ── supervisor ── one branch per worker (exit, health, kill)
+           ├─ operations ── one task per pull, create, load, unload
+           ├─ engine probe, then the gate opens
+           ├─ housekeeping (status line, watchdog, orphans)
+           └─ http and control, which keep tasks of their own
+
+A crash in one of these branches ends the daemon, and the service manager starts it again; a crash below a worker or an
+operation ends that one only.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from vllama import __version__
+from vllamad.config.engine_python import find_engine_python
+from vllamad.config.loaded import Loaded
+from vllamad.control.daemon import DaemonService, DaemonStatus
+from vllamad.control.inference import InferenceService
+from vllamad.control.models import ModelsService
+from vllamad.control.operations import OperationsService
+from vllamad.control.server import ControlServer
+from vllamad.control.workers import WorkersService
+from vllamad.devices.cpu import CpuProbe, has_bfloat16
+from vllamad.devices.nvml import NvmlProbe
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
+from vllamad.domain.ports import DeviceReading, EngineVersion
+from vllamad.engine.command import EngineOptions, ModelOptions
+from vllamad.engine.engine import VllmEngine
+from vllamad.engine.version import EngineProbe
+from vllamad.gate.gate import Gate, GateLimits, ModelRules
+from vllamad.host.clock import RealClock
+from vllamad.host.logs import add_sink, event
+from vllamad.host.notify import SystemdNotifier, watchdog_interval_s
+from vllamad.host.signals import Signals
+from vllamad.http.server import HttpServer, make_app
+from vllamad.http.services import Policy, Services
+from vllamad.hub.convert import GgufConverter
+from vllamad.hub.pull import HuggingFaceHub
+from vllamad.hub.store import ModelStore
+from vllamad.models.catalog import Catalog
+from vllamad.models.loading import Loading
+from vllamad.operations.registry import Operations
+from vllamad.process.child import PosixLauncher
+from vllamad.process.output import LineRing
+from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.supervisor import Supervisor
+
+log = logging.getLogger("vllamad.daemon")
+
+HOUSEKEEPING_S = 2.0
+OWN_LINES = 2000
+CONTROL_GRACE_S = 2.0
+ENGINE_SILENCE_S = 600.0
+"""A stream that brings nothing for so long is broken: a long prompt on a CPU takes minutes to its first token, and an
+engine whose core hangs takes for ever."""
+GPU_DRIVER = Path("/dev/nvidiactl")
+"""There exactly when NVIDIA's driver is loaded; looking costs nothing, unlike asking NVML."""
+
+
+class Daemon:
+    """One run of vllamad, from a configuration to its end. The lock of the state folder is the caller's."""
+
+    def __init__(self, loaded: Loaded, environ: Mapping[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        settings, places = loaded.settings, loaded.places
+        self._loaded = loaded
+        self._environ = environ
+        self._started = time.time()
+        self._state = "STARTING"
+        self._stop = asyncio.Event()
+        self._devices: list[DeviceReading] = []
+        self._free_bytes = 0
+        self._engine_version = EngineVersion(python="")
+        self._clock = RealClock(loop)
+        self._notifier = SystemdNotifier(environ)
+        self._signals = Signals(lambda _name: self._stop.set(), lambda _name: self._supervisor.hurry())
+        self._own_lines = LineRing(OWN_LINES)
+        self._end_sink = add_sink(self._keep_line, loop.call_soon_threadsafe)
+
+        python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
+        self._launcher = PosixLauncher(str(places.runtime))
+        self._probe = NvmlProbe() if GPU_DRIVER.exists() else CpuProbe()
+        engine = VllmEngine(
+            self._engine_options(python),
+            EngineProbe(python, self._launcher, device=settings.engine.device, has_gpu=GPU_DRIVER.exists()),
+            self._model_options,
+            idle_s=ENGINE_SILENCE_S,
+        )
+        self._engine = engine
+        self._operations = Operations(self._clock)
+        self._supervisor = Supervisor(
+            self._clock,
+            engine,
+            self._launcher,
+            self._probe,
+            lambda: self._engine_version.device,
+            places.worker_sockets,
+            WorkerLimits(
+                start_s=settings.engine.start_timeout_s,
+                term_s=settings.engine.term_grace_s,
+                kill_s=settings.engine.kill_grace_s,
+                release_s=settings.engine.release_timeout_s,
+                backoff_s=settings.engine.backoff_s,
+                attempts=settings.engine.restart_attempts,
+            ),
+            lambda: LineRing(settings.engine.log_lines),
+        )
+        self._gate = Gate(
+            self._clock,
+            self._supervisor,
+            GateLimits(
+                capacity=settings.scheduler.max_loaded_models,
+                parallel=settings.scheduler.num_parallel,
+                queue=settings.scheduler.max_queue,
+                wait_s=settings.scheduler.load_wait_s,
+                idle_s=settings.models.keep_alive_s,
+            ),
+            self._rules,
+        )
+        store = ModelStore(places.models)
+        hub = HuggingFaceHub(
+            self._launcher,
+            sys.executable,
+            settings.models.hub_endpoint,
+            settings.models.hub_token,
+            settings.models.pull_workers,
+            environ,
+            blobs=store.blobs,
+        )
+        self._catalog = Catalog(store, hub, GgufConverter(self._launcher, str(python), environ), self._operations)
+        self._loading = Loading(self._catalog, self._gate, self._supervisor, self._operations)
+        self._control = ControlServer(
+            places.socket,
+            settings.control.group,
+            ModelsService(self._catalog, self._loading),
+            WorkersService(self._supervisor, self._loading, self._catalog, self._own_lines),
+            OperationsService(self._operations),
+            DaemonService(self._supervisor, self._status, loaded.shown),
+            InferenceService(self._catalog, self._gate, self._clock),
+        )
+        services = Services(self._catalog, self._loading, self._operations, self._gate, self._supervisor, self._health)
+        policy = Policy(settings.server.origins, _is_loopback(settings.server.host), settings.server.max_body_bytes)
+        self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port)
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until a signal asks to stop, and leave nothing behind. Raises what keeps it from starting."""
+        self._signals.install(asyncio.get_running_loop())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                branches = [
+                    await _started(tasks, self._supervisor.run, "supervisor"),
+                    await _started(tasks, self._operations.run, "operations"),
+                ]
+                try:
+                    await self._start()
+                    branches.append(tasks.create_task(self._look_at_engine(), name="engine"))
+                    branches.append(tasks.create_task(self._keep_house(), name="housekeeping"))
+                    self._serve()
+                    await self._stop.wait()
+                finally:
+                    await self._shut_down()
+                    for branch in branches:
+                        branch.cancel()
+        finally:
+            self._signals.remove(asyncio.get_running_loop())
+            self._end_sink()
+
+    async def _start(self) -> None:
+        """Everything that may refuse to start, cheapest refusal first."""
+        await self._http.start()
+        await self._launcher.kill_leftovers()
+        await asyncio.to_thread(self._supervisor.clean_up)
+        await self._catalog.load()
+        await self._look_at_disk()
+        await self._control.start()
+
+    def _serve(self) -> None:
+        self._state = "SERVING"
+        spent = time.time() - self._started
+        event(
+            log,
+            logging.INFO,
+            "daemon.ready",
+            http=self._url(),
+            socket=self._loaded.places.socket,
+            state=self._loaded.places.state,
+            models=len(self._catalog.list()),
+            start_s=round(spent, 3),
+        )
+        self._notifier.ready(self._summary())
+        for name in self._loaded.settings.models.preload:
+            self._preload(name)
+
+    def _preload(self, name: str) -> None:
+        try:
+            self._loading.start(name)
+        except VllamaError as error:
+            event(log, logging.ERROR, "daemon.preload", model=name, reason=error.reason, error=error.message)
+
+    async def _look_at_engine(self) -> None:
+        """Requests wait at the gate until it is known what runs them."""
+        self._engine_version = await self._engine.version()
+        if self._engine_version.problem:
+            event(
+                log,
+                logging.ERROR,
+                "engine.unusable",
+                problem=self._engine_version.problem,
+                hint=self._engine_version.hint,
+            )
+        self._gate.open()
+
+    async def _shut_down(self) -> None:
+        settings = self._loaded.settings
+        self._state = "DRAINING"
+        self._notifier.stopping()
+        longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
+        self._notifier.extend(longest + CONTROL_GRACE_S)
+        await self._http.stop_listening()
+        await self._control.drain()
+        self._gate.close()
+        await self._operations.close()
+        await self._supervisor.stop_all(settings.server.drain_s)
+        await self._control.stop(CONTROL_GRACE_S)
+        await self._http.close()
+        event(log, logging.INFO, "daemon.stopped")
+
+    async def _look_at_disk(self) -> None:
+        """A disk that fails is the store's business to tell; it is no reason to stop serving what is loaded."""
+        try:
+            self._free_bytes = await self._catalog.free_bytes()
+        except VllamaError as error:
+            if self._free_bytes:
+                event(log, logging.ERROR, "daemon.storage", reason=error.reason, error=error.message)
+            self._free_bytes = 0
+
+    async def _keep_house(self) -> None:
+        watchdog_s = watchdog_interval_s(self._environ)
+        interval = min(HOUSEKEEPING_S, watchdog_s or HOUSEKEEPING_S)
+        shown = ""
+        while True:
+            self._devices = await self._probe.read()
+            await self._look_at_disk()
+            await self._launcher.reap_orphans()
+            summary = self._summary()
+            if summary != shown:
+                self._notifier.status(summary)
+                shown = summary
+            if watchdog_s is not None:
+                self._notifier.watchdog()
+            await asyncio.sleep(interval)
+
+    def _keep_line(self, text: str) -> None:
+        self._own_lines.append(text)
+
+    # --- what the faces show -------------------------------------------------------------------------------------
+
+    def _summary(self) -> str:
+        """One line for ``systemctl status``."""
+        loaded = sum(1 for view in self._supervisor.views() if view.is_loaded)
+        return (
+            f"{loaded} of {len(self._catalog.list())} models loaded, {self._gate.active} requests, "
+            f"{self._gate.waiting} waiting"
+        )
+
+    def _url(self) -> str:
+        addresses = self._http.addresses
+        return f"http://{addresses[0]}" if addresses else ""
+
+    async def _status(self) -> DaemonStatus:
+        places = self._loaded.places
+        return DaemonStatus(
+            state=self._state,
+            pid=os.getpid(),
+            start_time=self._started,
+            http_url=self._url(),
+            socket_path=str(places.socket),
+            state_folder=str(places.state),
+            memory_bytes=_resident_bytes(),
+            engine=self._engine_version,
+            models=len(self._catalog.list()),
+            models_bytes=self._catalog.total_bytes(),
+            free_bytes=self._free_bytes,
+            active=self._gate.active,
+            waiting=self._gate.waiting,
+            devices=await self._probe.read(),
+            decisions=list(self._supervisor.decisions),
+        )
+
+    def _health(self) -> dict[str, Any]:
+        """The body of ``/health``."""
+        problem = self._engine_version.problem
+        status = "ok" if self._state == "SERVING" and not problem else self._state.lower()
+        if problem and self._state == "SERVING":
+            status = "no engine"
+        return {
+            "status": status,
+            "daemon": {
+                "version": __version__,
+                "state": self._state.lower(),
+                "uptime_s": round(time.time() - self._started, 1),
+                "memory_bytes": _resident_bytes(),
+            },
+            "engine": {
+                "version": f"{self._engine_version.distribution} {self._engine_version.version}".strip(),
+                "device": self._engine_version.device,
+                "problem": problem or None,
+            },
+            "workers": [
+                {
+                    "name": view.name,
+                    "model": view.model,
+                    "state": view.state.value,
+                    "requests": view.leases,
+                    "waiting": view.waiting,
+                    "memory_bytes": view.memory_bytes,
+                    "error": view.error.message if view.error else None,
+                }
+                for view in self._supervisor.views()
+            ],
+            "devices": [
+                {"name": one.name, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes}
+                for one in self._devices
+            ],
+            "storage": {"models_bytes": self._catalog.total_bytes(), "free_bytes": self._free_bytes},
+            "queue": {
+                "active": self._gate.active,
+                "waiting": self._gate.waiting,
+                "limit": self._loaded.settings.scheduler.max_queue,
+            },
+        }
+
+    # --- settings to adapters ------------------------------------------------------------------------------------
+
+    def _engine_options(self, python: Path) -> EngineOptions:
+        engine = self._loaded.settings.engine
+        return EngineOptions(
+            python=python,
+            cache_folder=self._loaded.places.cache,
+            inherited=self._environ,
+            env_names=engine.env,
+            cpu_kv_bytes=engine.cpu_kv_bytes,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
+            cpu_count=len(os.sched_getaffinity(0)),
+            has_bfloat16=has_bfloat16(),
+        )
+
+    def _model_options(self, model: Model) -> ModelOptions:
+        chosen = self._loaded.settings.for_model(model.name)
+        return ModelOptions(
+            context_length=chosen.context_length,
+            max_num_seqs=chosen.max_num_seqs,
+            dtype=chosen.dtype,
+            tool_parser=chosen.tool_parser,
+            reasoning_parser=chosen.reasoning_parser,
+            args=chosen.args,
+        )
+
+    def _rules(self, model: Model) -> ModelRules:
+        chosen = self._loaded.settings.for_model(model.name)
+        return ModelRules(chosen.keep_alive_s, chosen.is_pinned)
+
+
+async def _started(
+    tasks: asyncio.TaskGroup, run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str
+) -> asyncio.Task[None]:
+    """Start a branch that lives until it is cancelled, and return when it is up."""
+    started = asyncio.Event()
+    task = tasks.create_task(run(started), name=name)
+    await started.wait()
+    return task
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
