@@ -1,0 +1,88 @@
+"""`vllamactl show`."""
+
+import time
+
+import click
+
+from vllama.control.v1.models_pb2 import Model
+from vllamactl import human
+from vllamactl.client import Client
+from vllamactl.exits import CtlError
+from vllamactl.invocation import Invocation, Verb, complete_models
+from vllamactl.plain import plain, seconds_of
+from vllamactl.render import Column, pairs, table
+
+
+@click.command("show", cls=Verb, short_help="Show what is known about a model.")
+@click.argument("model", shell_complete=complete_models)
+@click.option("--template", "part", flag_value="template", help="Print its chat template only.")
+@click.option("--license", "part", flag_value="license", help="Print its licence only.")
+@click.option("--files", "part", flag_value="files", help="List its files only.")
+@click.pass_obj
+def command(invocation: Invocation, model: str, part: str | None) -> None:
+    """Show what is known about MODEL: its kind, its limits, what it can do and where it came from."""
+    console = invocation.console
+
+    async def work(client: Client) -> None:
+        shown = await client.get_model(model)
+        if console.is_json:
+            console.document(plain(shown))
+            return
+        if console.is_quiet:
+            lines = [shown.name]
+        elif part == "files":
+            rows = [(file.path, human.size(file.size_bytes), file.digest) for file in shown.files]
+            columns = (Column("PATH", is_elastic=True), Column("SIZE"), Column("DIGEST", drop=1))
+            lines = table(columns, rows, console.width)
+        elif part is not None:
+            text = shown.template if part == "template" else shown.license
+            if not text:
+                raise CtlError("NOT_FOUND", f"{shown.name} has no {part}", f"all that is known: vllamactl show {model}")
+            lines = text.rstrip("\n").split("\n")
+        else:
+            lines = page(shown, time.time())
+        for line in lines:
+            console.data(line)
+
+    invocation.run(f"show {model}", work)
+
+
+def page(model: Model, now: float) -> list[str]:
+    """Return the page about a model, in Ollama's sections."""
+    details = model.details
+    origin = " ".join(part for part in (model.source, model.repository, model.revision[:12]) if part)
+    sections = {
+        "Model": pairs(
+            [
+                ("architecture", details.family),
+                ("parameters", details.parameter_size),
+                ("context length", str(details.context_length or "")),
+                ("embedding length", str(details.embedding_length or "")),
+                ("quantization", details.quantization_level),
+                ("format", details.format),
+            ],
+            indent=4,
+        ),
+        "Capabilities": [f"    {capability}" for capability in model.capabilities],
+        "Storage": pairs(
+            [
+                ("id", model.digest[:12]),
+                ("size", human.size(model.size_bytes)),
+                ("modified", human.instant(seconds_of(model.modify_time), now)),
+                ("from", origin),
+                ("path", model.path),
+            ],
+            indent=4,
+        ),
+        "License": _first_lines(model.license),
+    }
+    lines: list[str] = []
+    for title, rows in sections.items():
+        if rows:
+            lines += [f"  {title}", *rows, ""]
+    return lines[:-1]
+
+
+def _first_lines(text: str) -> list[str]:
+    filled = [line.strip() for line in text.splitlines() if line.strip()]
+    return [f"    {line}" for line in filled[:2]] + (["    ..."] if len(filled) > 2 else [])

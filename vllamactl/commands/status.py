@@ -1,0 +1,102 @@
+"""`vllamactl status`."""
+
+import time
+
+import click
+
+from vllama.control.v1.daemon_pb2 import GetStatusResponse
+from vllama.control.v1.workers_pb2 import Worker
+from vllamactl import human
+from vllamactl.client import Client
+from vllamactl.console import GREEN, Console
+from vllamactl.invocation import Invocation, Verb
+from vllamactl.plain import plain, seconds_of
+from vllamactl.render import Column, pairs, table
+from vllamactl.workers import size_bytes, state, until
+
+WORKER_COLUMNS = (
+    Column(" "),
+    Column("MODEL", is_elastic=True),
+    Column("STATE"),
+    Column("SIZE"),
+    Column("DEVICE"),
+    Column("UNTIL"),
+)
+
+
+@click.command("status", cls=Verb, short_help="Show what the daemon is doing.")
+@click.pass_obj
+def command(invocation: Invocation) -> None:
+    """Show the daemon, its engine, the loaded models and the latest decisions on one page."""
+    console = invocation.console
+
+    async def work(client: Client) -> None:
+        status = await client.get_status()
+        if console.is_json:
+            console.document(plain(status))
+        elif console.is_quiet:
+            console.data(GetStatusResponse.State.Name(status.state).lower())
+        else:
+            for line in page(status, console, time.time()):
+                console.write(line + "\n")
+
+    invocation.run("show the status", work)
+
+
+def page(status: GetStatusResponse, console: Console, now: float) -> list[str]:
+    """Return the whole page."""
+    is_serving = status.state == GetStatusResponse.SERVING
+    mark = console.paint(console.symbol("✓" if is_serving else "•"), GREEN if is_serving else "")
+    word = GetStatusResponse.State.Name(status.state).lower()
+    since = f" for {human.span(now - seconds_of(status.start_time)).lower()}" if status.HasField("start_time") else ""
+    lines = [f"{mark} vllamad {status.version}, {word}{since} (pid {status.pid})"]
+    lines += pairs(_facts(status))
+    if status.workers:
+        lines += ["", "Loaded"]
+        rows = [_row(worker, console, now) for worker in status.workers]
+        width = console.width - 2 if console.width else None
+        # The header would say nothing that the cells do not.
+        lines += [f"  {line}" for line in table(WORKER_COLUMNS, rows, width)[1:]]
+        for worker in status.workers:
+            if worker.HasField("failure"):
+                lines.append(f"  {worker.failure.message}")
+                lines += [f"  hint: {worker.failure.hint}"] if worker.failure.hint else []
+    if status.decisions:
+        lines += ["", "Latest decisions"]
+        for decision in status.decisions:
+            at = time.strftime("%H:%M:%S", time.localtime(seconds_of(decision.time)))
+            lines.append(f"  {at}  {decision.text}")
+    return lines
+
+
+def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
+    engine = status.engine
+    engine_words = engine.version or ("not known yet" if not engine.problem else "")
+    loaded = sum(1 for worker in status.workers if worker.state in {Worker.READY, Worker.DRAINING})
+    facts = [
+        ("http", status.http_url),
+        ("socket", status.socket_path),
+        ("state", status.state_folder),
+        ("memory", human.size(status.memory_bytes) if status.memory_bytes else ""),
+        ("engine", " ".join(part for part in (engine_words, f"on {engine.device}" if engine.device else "") if part)),
+        ("", f"problem: {engine.problem}" if engine.problem else ""),
+        ("", engine.python),
+        ("models", f"{status.models} on disk, {loaded} loaded"),
+        ("requests", f"{status.active_requests} running, {status.waiting_requests} waiting"),
+    ]
+    facts += [
+        ("device", f"{device.name}: {human.size(device.free_bytes)} free of {human.size(device.total_bytes)}")
+        for device in status.devices
+    ]
+    if status.HasField("storage"):
+        storage = status.storage
+        facts.append(
+            ("storage", f"{human.size(storage.models_bytes)} of models, {human.size(storage.free_bytes)} free")
+        )
+    return facts
+
+
+def _row(worker: Worker, console: Console, now: float) -> tuple[str, ...]:
+    mark = {Worker.READY: "✓", Worker.FAILED: "✗"}.get(worker.state, "•")
+    size = human.size(size_bytes(worker)) if size_bytes(worker) else "-"
+    return console.symbol(mark), worker.model, state(worker), size, worker.device or "-", until(worker, now)

@@ -1,0 +1,46 @@
+"""A worker in a few words (floor 4): what `ps` and `status` say about it."""
+
+from vllama.control.v1.workers_pb2 import Worker
+from vllamactl import human
+from vllamactl.plain import seconds_of
+
+_ON_ITS_WAY = {
+    Worker.DRAINING: "finishing requests",
+    Worker.STOPPING: "stopping",
+    Worker.KILLING: "stopping",
+    Worker.RELEASING: "freeing memory",
+    Worker.SUSPENDING: "going to sleep",
+    Worker.SUSPENDED: "asleep",
+    Worker.RESUMING: "waking up",
+    Worker.BACKOFF: "trying again soon",
+}
+
+
+def state(worker: Worker) -> str:
+    """Return the state in small letters."""
+    return Worker.State.Name(worker.state).lower()
+
+
+def size_bytes(worker: Worker) -> int:
+    """Return what it holds where it computes: on GPUs, or in main memory."""
+    return worker.device_bytes or worker.memory_bytes
+
+
+def processor(worker: Worker) -> str:
+    """Return Ollama's word for where it runs; an engine is always on one side with all of a model."""
+    return "100% GPU" if worker.device.startswith("gpu") or worker.device_bytes else "100% CPU"
+
+
+def until(worker: Worker, now: float) -> str:
+    """Return when it leaves ("4 minutes from now", "Forever", "busy"), or what it is doing instead."""
+    if worker.state == Worker.STARTING:
+        return f"{worker.load_phase or 'starting'} {worker.load_fraction * 100:.0f} %"
+    if worker.state == Worker.FAILED:
+        return worker.failure.reason.replace("_", " ").lower() or "failed"
+    if worker.state in _ON_ITS_WAY:
+        return _ON_ITS_WAY[worker.state]
+    if worker.leases:
+        return "busy"
+    if worker.is_pinned:
+        return "Forever"
+    return human.instant(seconds_of(worker.expire_time), now) if worker.HasField("expire_time") else "-"
