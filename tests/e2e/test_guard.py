@@ -1,0 +1,107 @@
+"""The real engine: it keeps the claims that the fake keeps, and a killed API server leaves nothing behind."""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract import engine_claims as claims
+from tests.e2e.real_engine import START_DEADLINE_S, engine_python, model_folder
+from vllamad.process import tree
+
+pytestmark = pytest.mark.engine
+
+SHARED_MEMORY = Path("/dev/shm")
+GONE_DEADLINE_S = 10
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vl-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by both starts: the second is faster, as it is in life."""
+    return tmp_path_factory.mktemp("engine-cache")
+
+
+def test_the_real_engine_keeps_every_claim(short_folder: Path, cache_folder: Path) -> None:
+    async def scene() -> None:
+        model = claims.make_model(model_folder())
+        async with claims.running(
+            engine_python(), model, short_folder, deadline_s=START_DEADLINE_S, cache_folder=cache_folder
+        ) as engine:
+            _show(engine)
+            for claim in claims.CLAIMS:
+                before = time.monotonic()
+                try:
+                    await claim(engine)
+                except Exception as error:
+                    error.add_note(f"claim: {claim.__name__}")
+                    raise
+                print(f"{time.monotonic() - before:6.2f} s {claim.__name__}")
+            await claims.sigterm_ends_it(engine)
+
+    before = _shared_memory()
+    asyncio.run(scene())
+    assert _shared_memory() <= before
+
+
+def test_killed_api_server_takes_engine_core_and_worker_along(short_folder: Path, cache_folder: Path) -> None:
+    """With an own process for the worker, as on several GPUs."""
+    before = _shared_memory()
+
+    async def scene() -> None:
+        model = claims.make_model(model_folder())
+        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        async with claims.running(
+            engine_python(),
+            model,
+            short_folder,
+            deadline_s=START_DEADLINE_S,
+            environment=environment,
+            cache_folder=cache_folder,
+        ) as engine:
+            _show(engine)
+            found = {p.pid: _title(p.pid) for p in tree.members(engine.child.pid, str(short_folder)).processes}
+            inner = [pid for pid, title in found.items() if "EngineCore" in title or "Worker" in title]
+            assert len(inner) == 2, found
+            body = {"messages": claims.QUESTION, "max_tokens": 4000, "ignore_eos": True, "stream": True}
+            stream = await engine.client.open("POST", "/v1/chat/completions", json.dumps(body).encode())
+            chunks = stream.chunks()
+            assert await anext(chunks)
+
+            claims.kill(engine.child.pid)
+            killed = time.monotonic()
+            assert await engine.child.wait() == -9
+            # Nobody else is signalled: what ends now, ends by the guard.
+            dying = [tree.Dying(pid) for pid in inner]
+            async with asyncio.timeout(GONE_DEADLINE_S):
+                await tree.exits(dying)
+            print(f"core and worker were gone {time.monotonic() - killed:.2f} s after the API server")
+            await engine.child.kill_tree()
+            assert not [pid for pid in found if tree.read(pid)]
+
+    asyncio.run(scene())
+    assert _shared_memory() <= before
+
+
+def _shared_memory() -> set[Path]:
+    return set(SHARED_MEMORY.iterdir())
+
+
+def _title(pid: int) -> str:
+    """What a process calls itself; with ``comm`` only 15 characters would be left of it."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+
+
+def _show(engine: claims.Running) -> None:
+    for seconds, step in engine.steps:
+        print(f"{seconds:6.2f} s {step.phase} {step.fraction} {step.detail}")
+    print(f"{engine.child.memory_bytes() / 2**20:.0f} MiB")
