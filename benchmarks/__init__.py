@@ -1,0 +1,1 @@
+"""What vllama costs, each number beside what it is compared with, all of one run."""
