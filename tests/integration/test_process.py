@@ -230,6 +230,57 @@ def test_shared_memory_of_killed_processes_is_removed(play) -> None:
     play(scene)
 
 
+def test_shared_memory_is_removed_though_its_users_died_before_the_kill(play) -> None:
+    """As when the engine's core dies with its API server: nobody can be asked any more what it had mapped."""
+
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(
+            """
+            import multiprocessing.shared_memory, os, signal
+            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+            print('up', '/dev/shm/' + held._name.lstrip('/'))
+            signal.pause()
+            """
+        )
+        path = Path(await stage.line("up"))
+        assert path in shared_memory()
+        # The keeper of names is stopped, so that it cannot be done before the tree is killed.
+        keepers = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        assert len(keepers) == 1
+        (keeper,) = keepers
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(child.pid, signal.SIGKILL)
+        assert await child.wait() == -signal.SIGKILL
+        # By then whoever would kill it at once has done so.
+        asyncio.get_running_loop().call_later(0.3, os.kill, keeper, signal.SIGCONT)
+        await child.kill_tree()
+        assert path not in shared_memory()
+        assert tree.read(keeper) is None
+
+    play(scene)
+
+
+def test_a_keeper_of_names_that_hangs_is_killed(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Stage) -> None:
+        monkeypatch.setattr(tree, "TIDYING_S", 0.05)
+        child = stage.spawn(
+            """
+            import multiprocessing.shared_memory, signal
+            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+            print('up', held._name.lstrip('/'))
+            signal.pause()
+            """
+        )
+        path = Path("/dev/shm") / await stage.line("up")
+        (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        os.kill(keeper, signal.SIGSTOP)
+        await child.kill_tree()
+        assert tree.read(keeper) is None
+        assert path not in shared_memory()  # it was mapped when the tree was searched
+
+    play(scene)
+
+
 def test_memory_counts_the_whole_tree(play) -> None:
     async def scene(stage: Stage) -> None:
         child = stage.spawn(

@@ -87,9 +87,11 @@ class PosixLauncher:
         at start, when it is certain (by the lock) that no other daemon with this owner runs."""
         marker, count = f"{self._owner}:", 0
         while (found := await asyncio.to_thread(tree.members, 0, marker)).processes:
-            dying = tree.kill(found, 0, marker)
+            spared = set[int]() if count else tree.tidiers(found)
+            dying = tree.kill(found, 0, marker, spared)
             count += len(dying)
             await tree.exits(dying)
+            await tree.finish(spared)
             tree.collect(dying)
             remove_files(found.shared_memory)
         if count:
@@ -159,9 +161,11 @@ class PosixChild:
                 return
             # No await from here to the signals: whoever is cancelled later has noted whom it killed.
             self._shared_memory |= found.shared_memory
-            dying = tree.kill(found, self.pid, self._marker)
+            spared = set[int]() if tries else tree.tidiers(found)
+            dying = tree.kill(found, self.pid, self._marker, spared)
             self._dying += [one for one in dying if one.pid != self.pid]
             await tree.exits(dying)
+            await tree.finish(spared)
             if self._is_gone:
                 return
             self._dying = tree.collect(self._dying)

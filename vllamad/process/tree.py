@@ -11,7 +11,7 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ MARKER = "VLLAMA_WORKER"
 
 PROC = Path("/proc")
 SHARED_MEMORY = "/dev/shm/"
+TIDIER = b"multiprocessing.resource_tracker"
+TIDYING_S = 2.0
+"""What it is given to finish, once everyone else is dead: it takes milliseconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,13 +123,108 @@ def carries(pid: int, marker: str) -> bool:
     return b"\0" + f"{MARKER}={marker}".encode() in b"\0" + environment
 
 
-def kill(found: Members, leader: int, marker: str) -> list[Dying]:
-    """Send SIGKILL to everyone who was found and is still who it was; returns them, and who had ended already."""
-    if leader:
+def tidiers(found: Members) -> set[int]:
+    """The processes in which Python keeps the names of semaphores and shared memory that a program shares with its
+    children. Such a one unlinks what is left once the last of them has ended, and then ends itself.
+
+    They are to be spared at first: what a process has mapped can be read while it lives only, and when the engine's
+    inner processes have died with their API server, nobody else knows which files in shared memory were theirs.
+    """
+    return {process.pid for process in found.processes if not process.is_zombie and _is_tidier(process.pid)}
+
+
+def _is_tidier(pid: int) -> bool:
+    try:
+        return TIDIER in (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def kill(self) -> None:
+        """SIGKILL; harmless if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Who belongs to a tree, zombies included, and the files in shared memory that they have mapped."""
+
+    processes: tuple[Process, ...]
+    shared_memory: frozenset[Path]
+
+
+def become_subreaper() -> None:
+    """Make orphans of our trees our children, so that they can be reaped here. Process-wide; harmless to repeat."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        _log.warning("process.subreaper refused: %s; orphans are left to pid 1", os.strerror(error))
+
+
+def read(pid: int) -> Process | None:
+    """One process, or None if there is none."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    head, _, rest = stat.rpartition(")")
+    fields = rest.split()
+    return Process(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[2]), int(fields[3]))
+
+
+def processes() -> Iterator[Process]:
+    """Every process on this machine that we can see."""
+    for entry in os.scandir(PROC):
+        if entry.name.isdigit() and (process := read(int(entry.name))):
+            yield process
+
+
+def members(leader: int, marker: str) -> Members:
+    """Search a tree. The leader's pid must be pinned (not reaped), or it may mean someone else; ``leader`` 0 stands
+    for none: then only the marker counts."""
+    everyone = tuple(processes())
+    found = {p.pid: p for p in everyone if _belongs(p, leader, marker)}
+    # A zombie shows no environment any more; it belongs where its parent does.
+    found |= {p.pid: p for p in everyone if p.is_zombie and p.parent in found}
+    mapped = [_shared_memory(pid) for pid in found]
+    return Members(tuple(found.values()), frozenset[Path]().union(*mapped))
+
+
+def _belongs(process: Process, leader: int, marker: str) -> bool:
+    is_inside = leader != 0 and leader in (process.session, process.group)
+    return is_inside or (not process.is_zombie and carries(process.pid, marker))
+
+
+def carries(pid: int, marker: str) -> bool:
+    """True if the environment that a process was started with has our variable with a value that begins so."""
+    try:
+        environment = (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        # Gone, or not ours to look into: then it is not of our making either.
+        return False
+    return b"\0" + f"{MARKER}={marker}".encode() in b"\0" + environment
+
+
+def is_tidier(pid: int) -> bool:
+    """True for the process in which Python keeps the names of semaphores and shared memory that a program shares with
+    its children. It unlinks what is left once the last of them has ended, and then ends itself."""
+    try:
+        return TIDIER in (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def kill(found: Members, leader: int, marker: str, spared: Container[int] = ()) -> list[Dying]:
+    """Send SIGKILL to everyone who was found and is still who it was, but for the pids in ``spared``; returns them, and
+    who had ended already."""
+    if leader and not spared:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader, signal.SIGKILL)
     dying: list[Dying] = []
     for process in found.processes:
+        if process.pid in spared:
+            continue
         with contextlib.suppress(ProcessLookupError):
             one = Dying(process.pid)
             # The number may have a new owner since it was read; from here on the descriptor pins it.
@@ -172,6 +270,17 @@ def collect(ended: Iterable[Dying]) -> list[Dying]:
         if process is not None and process.is_zombie:
             left.append(dying)
     return left
+
+
+async def finish(tidiers: Iterable[int]) -> None:
+    """Let those who tidy up end by themselves; who hangs is left to the next sweep."""
+    dying: list[Dying] = []
+    for pid in tidiers:
+        with contextlib.suppress(ProcessLookupError):
+            dying.append(Dying(pid))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TIDYING_S):
+            await exits(dying)
 
 
 async def exits(dying: Iterable[Dying]) -> None:
