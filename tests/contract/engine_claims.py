@@ -1,12 +1,16 @@
 """What the daemon relies on about an engine, as claims that run on the fake and on the real one.
 
-A claim is a function over a ``Running`` engine. ``test_engine_port.py`` runs them on the fake, ``tests/e2e`` on vLLM.
+A claim is a function over a ``Running`` engine, or over a ``Reached`` one if it only asks. ``test_engine_port.py`` runs
+them on the fake, ``tests/e2e`` on vLLM.
 """
 
 import asyncio
+import base64
 import json
+import math
 import os
 import signal
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,15 +36,10 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @dataclass
-class Running:
-    """An engine that serves, with everything that a claim may want to look at."""
+class Reached:
+    """An engine that serves, whoever started it."""
 
-    child: PosixChild
     client: UdsEngineClient
-    launcher: PosixLauncher
-    places: WorkerPlaces
-    ring: LineRing
-    steps: list[tuple[float, LoadStep]] = field(default_factory=list[tuple[float, LoadStep]])
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         stream = await self.client.open("POST", path, json.dumps(body).encode())
@@ -53,6 +52,17 @@ class Running:
         text = (await stream.read()).decode()
         assert text.endswith("\n\n")
         return [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+
+
+@dataclass
+class Running(Reached):
+    """One of our own, with everything that a claim may want to look at."""
+
+    child: PosixChild
+    launcher: PosixLauncher
+    places: WorkerPlaces
+    ring: LineRing
+    steps: list[tuple[float, LoadStep]] = field(default_factory=list[tuple[float, LoadStep]])
 
 
 def make_model(path: Path, name: str = "smollm2:135m", **more: Any) -> Model:
@@ -105,7 +115,7 @@ async def running(
     try:
         await _healthy(child, client, ring, deadline_s)
         steps.append((time.monotonic() - started, LoadStep("healthy", 1.0)))
-        yield Running(child, client, launcher, places, ring, steps)
+        yield Running(client, child, launcher, places, ring, steps)
     finally:
         await client.close()
         await child.kill_tree()
@@ -311,6 +321,82 @@ CLAIMS: tuple[Claim, ...] = (
     memory_of_the_tree_is_seen,
 )
 """Claims that leave the engine as it was; ``sigterm_ends_it`` does not."""
+
+
+# --- the claims about one that pools ---------------------------------------------------------------------------------
+
+
+async def texts_become_vectors_of_length_one_in_their_order(engine: Reached) -> None:
+    texts = ["the sky is blue", "", "a stitch in time"]
+    status, body = await engine.post("/v1/embeddings", {"input": texts})
+    assert status == 200, body
+    assert [each["index"] for each in body["data"]] == [0, 1, 2]
+    vectors = [each["embedding"] for each in body["data"]]
+    assert all(abs(math.hypot(*vector) - 1) < 1e-6 for vector in vectors)
+    for text, vector in zip(texts, vectors, strict=True):
+        status, alone = await engine.post("/v1/embeddings", {"input": [text]})
+        assert status == 200
+        assert math.dist(vector, alone["data"][0]["embedding"]) < 1e-3
+
+
+async def base64_holds_the_same_numbers(engine: Reached) -> None:
+    _, plain = await engine.post("/v1/embeddings", {"input": ["the sky"]})
+    _, coded = await engine.post("/v1/embeddings", {"input": ["the sky"], "encoding_format": "base64"})
+    raw = base64.b64decode(coded["data"][0]["embedding"])
+    numbers = struct.unpack(f"={len(raw) // 4}f", raw)
+    assert math.dist(numbers, plain["data"][0]["embedding"]) < 1e-5
+
+
+async def usage_counts_the_tokens_of_all_texts(engine: Reached) -> None:
+    texts = ["the sky is blue", "", "a stitch in time"]
+    counts = [(await engine.post("/tokenize", {"prompt": text}))[1]["count"] for text in texts]
+    _, body = await engine.post("/v1/embeddings", {"input": texts})
+    assert body["usage"]["prompt_tokens"] == sum(counts)
+    assert counts[1] == 2, "a token at either end"
+
+
+async def long_texts_are_refused_or_cut_as_asked(engine: Reached) -> None:
+    limit = await engine.client.context_length()
+    request: dict[str, Any] = {"input": ["word " * limit]}
+    status, body = await engine.post("/v1/embeddings", request)
+    assert status == 400
+    assert "maximum context length" in body["error"]["message"]
+    for kept, count in ((-1, limit), (limit, limit), (10, 10)):
+        status, body = await engine.post("/v1/embeddings", request | {"truncate_prompt_tokens": kept})
+        assert (status, body["usage"]["prompt_tokens"]) == (200, count)
+    status, body = await engine.post("/v1/embeddings", request | {"truncate_prompt_tokens": limit + 1})
+    assert status == 400
+
+
+async def any_number_of_texts_is_taken_but_none(engine: Reached) -> None:
+    status, body = await engine.post("/v1/embeddings", {"input": ["a"] * 300})
+    assert (status, len(body["data"])) == (200, 300)
+    status, body = await engine.post("/v1/embeddings", {"input": []})
+    assert (status, body["error"]["message"]) == (400, "You must pass at least one prompt")
+
+
+async def dimensions_are_refused(engine: Reached) -> None:
+    """But for models that were trained for it: why the daemon cuts."""
+    status, body = await engine.post("/v1/embeddings", {"input": ["a"], "dimensions": 4})
+    assert status == 400
+    assert "Matryoshka" in body["error"]["message"]
+
+
+async def nothing_is_generated(engine: Reached) -> None:
+    for path, request in (("/v1/chat/completions", {"messages": QUESTION}), ("/v1/completions", {"prompt": "a"})):
+        assert await engine.post(path, request) == (404, {"detail": "Not Found"})
+
+
+POOLING_CLAIMS: tuple[Callable[[Reached], Any], ...] = (
+    texts_become_vectors_of_length_one_in_their_order,
+    base64_holds_the_same_numbers,
+    usage_counts_the_tokens_of_all_texts,
+    long_texts_are_refused_or_cut_as_asked,
+    any_number_of_texts_is_taken_but_none,
+    dimensions_are_refused,
+    nothing_is_generated,
+)
+"""Claims about an engine that serves an encoder."""
 
 
 def kill(pid: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract import engine_claims as claims
+from vllamad.domain.model import Capability
 
 FAKE_PYTHON = Path(__file__).parents[1] / "fakes" / "fake_python"
 
@@ -32,5 +33,19 @@ def test_the_fake_keeps_every_claim(short_folder: Path) -> None:
                     error.add_note(f"claim: {claim.__name__}")
                     raise
             await claims.sigterm_ends_it(engine)
+
+    asyncio.run(scene(), debug=True)
+
+
+def test_the_fake_keeps_every_claim_about_one_that_pools(short_folder: Path) -> None:
+    async def scene() -> None:
+        model = claims.make_model(short_folder, "minilm", capabilities=(Capability.EMBEDDING,))
+        async with claims.running(FAKE_PYTHON, model, short_folder, deadline_s=10) as engine:
+            for claim in claims.POOLING_CLAIMS:
+                try:
+                    await claim(engine)
+                except Exception as error:
+                    error.add_note(f"claim: {claim.__name__}")
+                    raise
 
     asyncio.run(scene(), debug=True)

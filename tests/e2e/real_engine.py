@@ -1,9 +1,14 @@
-"""Where the real engine and a real model are, for the tests that need them."""
+"""Where the real engine and a real model are, for the tests that need them, and what an engine says of itself."""
 
+import http.client
 import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
+
+from tests.fakes.daemon import Daemon
 
 START_DEADLINE_S = 300
 """A start takes 20 to 60 s on two cores; on a busy machine with a cold disk several times that."""
@@ -22,6 +27,38 @@ def packaged_gguf() -> Path:
 def model_folder() -> Path:
     """A folder with SmolLM2-135M-Instruct as the engine loads it, or skip."""
     return _path("VLLAMA_TEST_MODEL", "a folder with SmolLM2-135M-Instruct in safetensors")
+
+
+def embedding_model() -> Path:
+    """A folder with all-MiniLM-L6-v2 as sentence-transformers has it, or skip."""
+    return _path("VLLAMA_TEST_EMBEDDING_MODEL", "a folder with all-MiniLM-L6-v2")
+
+
+def node_modules() -> Path:
+    """A folder with the packages of ``tests/e2e/javascript/package.json``, or skip."""
+    return _path("VLLAMA_TEST_NODE_MODULES", "a node_modules folder with the official JavaScript client")
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP to the worker itself, past the daemon."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("engine", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))
+
+
+def engine_metric(daemon: Daemon, name: str) -> float:
+    """A sum over the labels of one of the engine's own metrics."""
+    (path,) = (daemon.runtime / "workers").glob("*/s")
+    connection = UnixConnection(path)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE))
 
 
 def _path(name: str, meaning: str) -> Path:

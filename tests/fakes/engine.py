@@ -304,10 +304,11 @@ class FakeEngine:
             error = {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
             await respond(writer, 500, {"error": error})
             return False
-        if path == "/v1/embeddings":
-            return await respond(writer, 200, embeddings(self.card, body, self.served))
-        if path not in {"/v1/chat/completions", "/v1/completions"}:
+        served = {"/v1/embeddings"} if self.card.is_pooling else {"/v1/chat/completions", "/v1/completions"}
+        if path not in served:
             return await respond(writer, 404, {"detail": "Not Found"})
+        if self.card.is_pooling:
+            return await self.embed(writer, body)
         is_chat = path == "/v1/chat/completions"
         decided = plan(self.card, body, is_chat=is_chat)
         self.running += 1
@@ -317,6 +318,20 @@ class FakeEngine:
             else:
                 await asyncio.sleep(self.faults.token_delay_s * len(decided.tokens))
                 await respond(writer, 200, whole(self.card, body, decided, self.served, is_chat=is_chat))
+        except (asyncio.CancelledError, ConnectionError):
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+        self.finished += 1
+        return True
+
+    async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+        answer = embeddings(self.card, body, self.served)
+        self.running += 1
+        try:
+            await asyncio.sleep(self.faults.token_delay_s * len(answer["data"]))
+            await respond(writer, 200, answer)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
             raise

@@ -65,20 +65,18 @@ class Plan:
 
 
 def count_tokens(card: Card, body: dict[str, Any]) -> list[int]:
-    """Token ids of a prompt or of messages (four for the template's own)."""
+    """Token ids of a prompt (two more around it for a pooling model) or of messages (four for the template's own)."""
     if "messages" in body:
         text = " ".join(_text(message.get("content")) for message in body["messages"])
         return list(range(len(text.split()) + 4))
     prompt = body.get("prompt", "")
     if isinstance(prompt, list):
         return [int(each) for each in prompt]
-    return list(range(1, len(prompt.split()) + 1))
+    return list(range(1, len(prompt.split()) + (3 if card.is_pooling else 1)))
 
 
 def plan(card: Card, body: dict[str, Any], *, is_chat: bool) -> Plan:
     """Decide the whole answer; raises Refused as vLLM would."""
-    if card.is_pooling:
-        raise Refused(404, "Not Found", "NotFoundError")
     _check(card, body)
     prompt_tokens = len(count_tokens(card, body))
     if prompt_tokens >= card.max_model_len:
@@ -241,32 +239,53 @@ def chunks(card: Card, body: dict[str, Any], plan: Plan, number: int, *, is_chat
 
 
 def embeddings(card: Card, body: dict[str, Any], number: int) -> dict[str, Any]:
-    """Vectors that differ by text and are the same every time; of length 1, as vLLM makes them."""
-    if not card.is_pooling:
-        raise Refused(404, "The model does not support Embeddings API", "NotFoundError")
-    inputs = body.get("input", "")
-    texts = [inputs] if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)) else inputs
-    length = int(body.get("dimensions") or EMBEDDING_LENGTH)
+    """Vectors that differ by text and are the same every time; of length 1. Raises Refused as vLLM would."""
+    texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    if not texts:
+        raise Refused(400, "You must pass at least one prompt")
+    if (dimensions := body.get("dimensions")) is not None:
+        raise Refused(
+            400,
+            f"Model '{card.names[0]}' does not support Matryoshka embeddings; dimensions must be unset"
+            f" (received dimensions={dimensions}).",
+        )
+    prompts = [_embedded(card, text, body.get("truncate_prompt_tokens")) for text in texts]
     data: list[dict[str, Any]] = []
-    count = 0
-    for index, text in enumerate(texts):
-        words = str(text).split()
-        limit = card.max_model_len
-        if len(words) > limit:
-            if body.get("truncate_prompt_tokens") is None:
-                raise Refused(400, f"This model's maximum context length is {limit} tokens.", param="input_tokens")
-            words = words[:limit]
-        count += len(words)
-        raw = [1.0 + (sum(map(ord, "".join(words))) * (at + 1)) % 97 for at in range(length)]
+    for index, words in enumerate(prompts):
+        raw = [1.0 + (sum(map(ord, "".join(words))) * (at + 1)) % 97 for at in range(EMBEDDING_LENGTH)]
         norm = sum(each * each for each in raw) ** 0.5
         vector: Any = [each / norm for each in raw]
         if body.get("encoding_format") == "base64":
-            vector = base64.b64encode(struct.pack(f"<{length}f", *vector)).decode()
+            vector = base64.b64encode(struct.pack(f"={EMBEDDING_LENGTH}f", *vector)).decode()
         data.append({"index": index, "object": "embedding", "embedding": vector})
+    count = sum(len(words) for words in prompts)
     usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0, "prompt_tokens_details": None}
     return {
         "id": f"embd-{number}", "object": "list", "created": 0, "model": card.names[0], "data": data, "usage": usage,
     }  # fmt: skip
+
+
+def _embedded(card: Card, text: str, kept: int | None) -> list[str]:
+    """The tokens of a text: its words and one at either end, as an encoder has them."""
+    words = text.split()
+    count = len(words) + 2
+    limit = card.max_model_len
+    if kept is not None and kept > limit:
+        raise Refused(
+            400,
+            "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
+        )
+    if kept is None and count > limit:
+        raise Refused(
+            400,
+            f"This model's maximum context length is {limit} tokens. However, your prompt contains at least {limit + 1}"
+            " input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the"
+            f" input prompt. (parameter=input_tokens, value={limit + 1})",
+            param="input_tokens",
+        )
+    if kept is not None:
+        words = words[: max((limit if kept < 0 else kept) - 2, 0)]
+    return ["[CLS]", *words, "[SEP]"]
 
 
 def _head(card: Card, number: int, *, is_chat: bool, is_chunk: bool = False) -> dict[str, Any]:
