@@ -32,7 +32,7 @@ from vllamad.control.workers import WorkersService
 from vllamad.devices.cpu import CpuProbe, has_bfloat16
 from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import Model
+from vllamad.domain.model import Model, with_parsers
 from vllamad.domain.ports import DeviceReading, EngineVersion
 from vllamad.engine.command import EngineOptions, ModelOptions
 from vllamad.engine.engine import VllmEngine
@@ -47,8 +47,10 @@ from vllamad.http.services import Policy, Services
 from vllamad.hub.convert import GgufConverter
 from vllamad.hub.pull import HuggingFaceHub
 from vllamad.hub.store import ModelStore
+from vllamad.hub.uploads import UploadFolder
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
+from vllamad.models.receiving import Receiving
 from vllamad.operations.registry import Operations
 from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
@@ -137,7 +139,11 @@ class Daemon:
             environ,
             blobs=store.blobs,
         )
-        self._catalog = Catalog(store, hub, GgufConverter(self._launcher, str(python), environ), self._operations)
+        converter = GgufConverter(self._launcher, str(python), environ)
+        uploads = UploadFolder(places.models / "uploads", store.blobs)
+        self._catalog = Catalog(
+            store, hub, converter, uploads, self._operations, engine.quantizations, self._configured
+        )
         self._loading = Loading(self._catalog, self._gate, self._supervisor, self._operations)
         self._control = ControlServer(
             places.socket,
@@ -148,7 +154,15 @@ class Daemon:
             DaemonService(self._supervisor, self._status, loaded.shown),
             InferenceService(self._catalog, self._gate, self._clock),
         )
-        services = Services(self._catalog, self._loading, self._operations, self._gate, self._supervisor, self._health)
+        services = Services(
+            self._catalog,
+            Receiving(uploads),
+            self._loading,
+            self._operations,
+            self._gate,
+            self._supervisor,
+            self._health,
+        )
         policy = Policy(settings.server.origins, _is_loopback(settings.server.host), settings.server.max_body_bytes)
         self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port)
 
@@ -359,19 +373,21 @@ class Daemon:
             has_bfloat16=has_bfloat16(),
         )
 
+    def _configured(self, model: Model) -> Model:
+        chosen = self._loaded.settings.for_model(*model.lineage)
+        return with_parsers(model, chosen.tool_parser, chosen.reasoning_parser)
+
     def _model_options(self, model: Model) -> ModelOptions:
-        chosen = self._loaded.settings.for_model(model.name)
+        chosen = self._loaded.settings.for_model(*model.lineage)
         return ModelOptions(
             context_length=chosen.context_length,
             max_num_seqs=chosen.max_num_seqs,
             dtype=chosen.dtype,
-            tool_parser=chosen.tool_parser,
-            reasoning_parser=chosen.reasoning_parser,
             args=chosen.args,
         )
 
     def _rules(self, model: Model) -> ModelRules:
-        chosen = self._loaded.settings.for_model(model.name)
+        chosen = self._loaded.settings.for_model(*model.lineage)
         return ModelRules(chosen.keep_alive_s, chosen.is_pinned)
 
 

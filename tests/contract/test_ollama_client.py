@@ -8,7 +8,7 @@ import ollama
 import pytest
 from aiohttp.test_utils import TestServer
 
-from tests.fakes.http_services import Answer, World, make_world, model, worker
+from tests.fakes.http_services import Answer, World, embeds, make_world, model, worker
 from vllamad.domain.errors import ModelNotFound
 from vllamad.domain.model import Capability
 from vllamad.domain.operation import FileProgress, Progress
@@ -91,6 +91,28 @@ def test_thinking_and_tools() -> None:
     talk(make_world(which, answer=answer), conversation)
 
 
+def test_embed_and_embeddings() -> None:
+    world = make_world(model("m", Capability.EMBEDDING))
+    world.lease.script = embeds([[3.0, 4.0, 0.0], [0.0, 1.0, 0.0]], prompt_tokens=7)
+
+    async def conversation(client: ollama.AsyncClient) -> None:
+        both = await client.embed("m", ["a", "b"], keep_alive="10m")
+        assert both.embeddings == [[0.6, 0.8, 0], [0, 1, 0]]
+        assert (both.model, both.prompt_eval_count, both.load_duration) == ("m", 7, 1_500_000)
+        assert (both.total_duration or 0) > 0
+        cut = await client.embed("m", "a", dimensions=1, options={"num_ctx": 64})
+        assert cut.embeddings == [[1]]
+        assert (await client.embed("m", "")).embeddings == []
+        assert (await client.embeddings("m", "a")).embedding == [0.6, 0.8, 0]
+        assert (await client.embeddings("m")).embedding == []
+
+    talk(world, conversation)
+    assert world.gate.keep_alives[0] == ("m:latest", 600.0)
+    path, asked, headers = world.lease.asked[1]
+    assert (path, asked["truncate_prompt_tokens"]) == ("/v1/embeddings", 64)
+    assert headers["X-Request-Id"]
+
+
 def test_list_show_ps_copy_and_delete() -> None:
     world = make_world(model("m:1"), model("n:2", modified_time=1_795_400_000.0))
     world.workers.all = [worker("m:1"), worker("n:2", expire_time=None, idle_s=float("inf"))]
@@ -151,8 +173,12 @@ def test_errors_have_their_status() -> None:
             with pytest.raises(ollama.ResponseError) as caught:
                 await client.chat(name, HI)
             assert (caught.value.status_code, caught.value.error) == (status, text)
-        with pytest.raises(ollama.ResponseError, match="embeddings are not supported") as caught:
-            await client.embed("m", "x")
-        assert caught.value.status_code == 400
+        for name, status, text in (
+            ("m", 501, '"m" does not support embeddings'),
+            ("nope", 404, 'model "nope" not found, try pulling it first'),
+        ):
+            with pytest.raises(ollama.ResponseError) as caught:
+                await client.embed(name, "x")
+            assert (caught.value.status_code, caught.value.error) == (status, text)
 
     talk(make_world(model("m")), conversation)

@@ -2,8 +2,12 @@
 texts of errors and of answers. What is different on purpose is listed in docs/reference/ollama-differences.md."""
 
 import asyncio
+import hashlib
 import json
+import math
 import re
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,15 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
-from tests.fakes.http_services import Answer, World, make_world, model, refusal, worker
+from tests.fakes.http_services import Answer, World, embeds, make_world, model, refusal, worker
+from tests.fakes.shelf import real_catalog
 from vllama.reasons import Reason
 from vllamad.domain.errors import ModelNotFound, VllamaError
-from vllamad.domain.model import Capability
+from vllamad.domain.model import Capability, Recipe
+from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import FileProgress, Progress
 from vllamad.http.server import make_app
+from vllamad.http.services import Services
 
 FOLDER = Path(__file__).parent / "transcripts"
 PAGE = Path(__file__).parents[2] / "docs/reference/ollama-differences.md"
@@ -25,6 +32,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 _COMPLETION = Capability.COMPLETION
+RECIPE = Recipe(
+    parameters={"stop": ("<|im_start|>", "<|im_end|>")},
+    template="{{ range .Messages }}{{ .Content }}{{ end }}",
+    system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+)
+"""What a Modelfile had said of the recorded models, for the routes that show it."""
 MODELS = (
     model("smollm2:135m-bf16"),
     model("smollm2:135m"),
@@ -40,7 +53,10 @@ _OWN_PROMPT_TOKENS = 10
 """Any number will do: where the prompt's own tokens end in a recorded context."""
 
 DIFFERENT = [
-    line.split("`")[1] for line in PAGE.read_text().partition("## Options")[0].splitlines() if line.startswith("| `")
+    name
+    for line in PAGE.read_text().partition("## Options")[0].splitlines()
+    if line.startswith("| `")
+    for name in re.findall(r"`([^`]+)`", line.split("|")[1])
 ]
 """The recordings that the page lists; they must differ, and all others must not."""
 
@@ -52,6 +68,12 @@ VARYING = {
 }  # fmt: skip
 COUNT = re.compile(r'(?<=request \()\d+|(?<="n_prompt_tokens":)\d+')
 """How long a prompt is that is too long: the longest texts of the recordings are shortened here."""
+DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
+"""In the lines of a creation; what is hashed is each server's own affair."""
+ELIDED = re.compile(r"\.\.\. (\d+) more elided by the recorder")
+"""What stands at the end of a vector instead of most of its numbers."""
+FLOAT32 = 1e-6
+"""Relative: the recorded numbers were computed in float32, some of them twice."""
 COMPARED_HEADERS = (
     "content-type", "allow", "location", "vary", "access-control-allow-origin", "access-control-allow-methods",
     "access-control-allow-headers", "access-control-max-age",
@@ -73,6 +95,10 @@ def compare(wanted: Any, got: Any, where: str = "") -> list[str]:
             )
         ]
     if isinstance(wanted, list) and isinstance(got, list):
+        if wanted and isinstance(wanted[-1], str) and (elided := ELIDED.fullmatch(wanted[-1])):
+            wanted = wanted[:-1]
+            if len(got) == len(wanted) + int(elided[1]):
+                got = got[: len(wanted)]
         if len(wanted) != len(got):
             return [f"{where}: {len(wanted)} items became {len(got)}"]
         return [
@@ -80,7 +106,9 @@ def compare(wanted: Any, got: Any, where: str = "") -> list[str]:
         ]
     if isinstance(wanted, str) and isinstance(got, str):
         wanted = wanted.replace("<REGISTRY-HOST>/library/", "")
-        wanted, got = (COUNT.sub("N", text) for text in (wanted, got))
+        wanted, got = (DIGEST.sub("sha256:X", COUNT.sub("N", text)) for text in (wanted, got))
+    if isinstance(wanted, float) and isinstance(got, float) and math.isclose(wanted, got, rel_tol=FLOAT32):
+        return []
     return [] if wanted == got else [f"{where}: {wanted!r} became {got!r}"]
 
 
@@ -133,6 +161,26 @@ def engine_answer(case: dict[str, Any]) -> Answer:
     )
 
 
+BLOB = hashlib.sha256(b"hello blob").hexdigest()
+GGUF = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""Two files that the recorded server had been sent."""
+
+EMBEDDING_LENGTH = 576
+"""Of the recorded model."""
+
+
+def engine_vectors(answer: dict[str, Any]) -> list[list[float]]:
+    """Turn recorded vectors back into the engine's: what the recorder left out makes up what is missing to length 1.
+    Whole ones were cut by the server, so that theirs is all of the length; before that they were shorter."""
+    vectors: list[list[float]] = []
+    for recorded in answer.get("embeddings") or [answer["embedding"]]:
+        is_cut = not isinstance(recorded[-1], str)
+        known = [value / 2 for value in recorded] if is_cut else recorded[:-1]
+        left = EMBEDDING_LENGTH - len(known)
+        vectors.append([*known, *[math.sqrt((1 - sum(value * value for value in known)) / left)] * left])
+    return vectors
+
+
 def world_of(case: dict[str, Any]) -> World:
     """Services in the state that the recording found."""
     name, response = case["name"], case["response"]
@@ -150,6 +198,24 @@ def world_of(case: dict[str, Any]) -> World:
         world.workers.all = [worker(each, **forever) for each in names]
     if name == "generate-format-bad-schema-stream":
         world.lease.script = lambda _path, _body: refusal(400, "Unsupported JSON schema: bogus is no type")
+    if case["request"]["path"] in {"/api/embed", "/api/embeddings"}:
+        is_vectors = bool(response["json"].get("embeddings") or response["json"].get("embedding"))
+        vectors = engine_vectors(response["json"]) if is_vectors else []
+        world.lease.script = embeds(vectors, response["json"].get("prompt_eval_count", 1))
+    if case["request"]["path"] in {"/api/show", "/api/create"}:
+        _give_recipes(name, world)
+    if name in {"blob-head-present", "blob-head-new", "blob-post-again", "create-files-not-gguf"}:
+        world.uploads.files |= {BLOB: b"hello blob", GGUF: b"GGUF"}
+    if name == "create-from-gguf-stream":
+        world.uploads.files[GGUF] = b"GGUF"
+    if name == "create-again-same":
+        base = world.catalog.resolve("smollm2:135m-bf16")
+        again = replace(base, ref=ModelRef.parse("rec:derived"), recipe=replace(base.recipe, system="Be brief."))
+        world.catalog.models[again.ref.key] = again
+    if name == "create-quantize-already":
+        base = world.catalog.resolve("smollm2:135m")
+        details = replace(base.details, quantization_level="Q4_1")
+        world.catalog.models[base.ref.key] = replace(base, details=details)
     if name.startswith("queue-full"):
         world.gate.refusal = VllamaError(Reason.QUEUE_FULL, "the queue is full")
     if name in {"pull-stream", "pull-again-nonstream"}:
@@ -160,6 +226,21 @@ def world_of(case: dict[str, Any]) -> World:
     if name.startswith("pull-unknown"):
         world.operations.error = ModelNotFound("absent")
     return world
+
+
+def _give_recipes(name: str, world: World) -> None:
+    created = Recipe(
+        parameters={"stop": ("a", "b"), "temperature": 0.1},
+        template="{{ .Prompt }}",
+        messages=(("user", "q"), ("assistant", "a")),
+        licenses=("MIT-like text",),
+    )
+    if name == "show-created":
+        world.catalog.models["rec:gguf"] = model("rec:gguf", recipe=created)
+    for key, each in world.catalog.models.items():
+        if not key.startswith("rec:") and not key.endswith(":jinja"):
+            has_system = key.endswith((":135m-bf16", ":135m", ":tools"))
+            world.catalog.models[key] = replace(each, recipe=RECIPE if has_system else replace(RECIPE, system=""))
 
 
 def pull_progress(lines: list[dict[str, Any]]) -> list[Progress]:
@@ -180,8 +261,19 @@ def pull_progress(lines: list[dict[str, Any]]) -> list[Progress]:
 async def replay(case: dict[str, Any]) -> list[str]:
     """Send a recorded request; return where the answer differs from the recorded one."""
     request, wanted = case["request"], case["response"]
+    world = world_of(case)
+    is_making = request["path"] == "/api/create"
+    async with AsyncExitStack() as making:
+        services = world.services
+        if is_making:
+            models = list(world.catalog.models.values())
+            services = world.services_with(*await making.enter_async_context(real_catalog(models, world.uploads)))
+        return await _replay(request, wanted, services)
+
+
+async def _replay(request: dict[str, Any], wanted: dict[str, Any], services: Services) -> list[str]:
     body = json.dumps(request["json"]) if "json" in request else request.get("text")
-    server = TestServer(make_app(world_of(case).services), handler_cancellation=True)
+    server = TestServer(make_app(services), handler_cancellation=True)
     await server.start_server()
     try:
         # Like the recorder: no default headers, redirects left alone, the path as it is.

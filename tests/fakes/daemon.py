@@ -71,7 +71,7 @@ class Daemon:
         assert self.child is None or self.child.poll() is not None
         store = ModelStore(self.state / "models")
         store.load()
-        staging = make_model_folder(store.staging(name))
+        staging = make_model_folder(store.staging(name), name)
         (staging / "fake_engine.json").write_text(json.dumps(faults))
         store.commit(ModelRef.parse(name), StagedModel(staging, Source(SourceKind.FOLDER)))
 
@@ -368,10 +368,16 @@ def running(
         daemon.close()
 
 
-def make_model_folder(folder: Path) -> Path:
-    """A folder that looks like a model to the store; no real engine could load it."""
+def make_model_folder(folder: Path, name: str = "") -> Path:
+    """A folder that looks like a model to the store; no real engine could load it. Models with another ``name`` have
+    other files, or they would share a worker."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 2048,
+        "_name_or_path": name,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     (folder / "tokenizer.json").write_text("{}")

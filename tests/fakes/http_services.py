@@ -1,21 +1,26 @@
 """In-process services for the HTTP face: a catalogue, a gate whose leases play scripted engine answers, operations."""
 
 import asyncio
+import base64
 import json
 import math
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.fakes.shelf import FakeUploads
 from vllama.reasons import Reason
+from vllamad.domain.creation import Creation
 from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Operation, OperationKind, Progress
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import State
-from vllamad.http.services import Services
+from vllamad.http.services import CatalogService, OperationsService, Services
+from vllamad.models.receiving import Receiving
 
 EOS = 2
 
@@ -228,6 +233,30 @@ def plays(answer: Answer) -> Script:
     return script
 
 
+def embeds(vectors: Sequence[Sequence[float]], prompt_tokens: int = 1) -> Script:
+    """An engine whose n-th text has the n-th vector. Its tokenizer puts nothing around a text, so that it refuses the
+    empty one, and has a token a word."""
+
+    def script(path: str, body: dict[str, Any]) -> FakeStream:
+        if path == "/tokenize":
+            return FakeStream(200, [json.dumps({"count": len(tokenize(body))}).encode()])
+        if "" in body["input"]:
+            return refusal(400, "The decoder prompt cannot be empty")
+        data = [
+            {"index": index, "object": "embedding", "embedding": base64_floats(vectors[index])}
+            for index, _ in enumerate(body["input"])
+        ]
+        usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens}
+        return FakeStream(200, [json.dumps({"object": "list", "data": data, "usage": usage}).encode()])
+
+    return script
+
+
+def base64_floats(vector: Sequence[float]) -> str:
+    """A vector as the engine sends it."""
+    return base64.b64encode(struct.pack(f"={len(vector)}f", *vector)).decode()
+
+
 def tokenize(body: Mapping[str, Any]) -> list[int]:
     """One token a word, six for the template of a message."""
     if "messages" in body:
@@ -345,6 +374,12 @@ class FakeCatalog:
             raise ModelNotFound(name)
         return found
 
+    def create(self, name: str, creation: Creation) -> Operation:
+        raise AssertionError("making models is the real catalogue's")
+
+    def source_name(self, model: Model) -> str:
+        return model.name
+
     def pull(self, name: str) -> Operation:
         ModelRef.parse(name)
         return self._operations.begin(name)
@@ -411,11 +446,17 @@ class World:
     operations: FakeOperations
     catalog: FakeCatalog
     workers: FakeWorkers
+    uploads: FakeUploads = field(default_factory=FakeUploads)
     health: dict[str, Any] = field(default_factory=lambda: {"status": "ok"})
 
     @property
     def services(self) -> Services:
-        return Services(self.catalog, self.catalog, self.operations, self.gate, self.workers, lambda: self.health)
+        return self.services_with(self.catalog, self.operations)
+
+    def services_with(self, catalog: CatalogService, operations: OperationsService) -> Services:
+        """The same, with another catalogue and its operations: the real ones."""
+        receiving = Receiving(self.uploads)
+        return Services(catalog, receiving, self.catalog, operations, self.gate, self.workers, lambda: self.health)
 
 
 def make_world(*models: Model, answer: Answer | None = None, context_length: int = 4096) -> World:

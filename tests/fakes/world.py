@@ -30,7 +30,7 @@ def make_model(name: str, digest: str = "d" * 64) -> Model:
         ref=ModelRef.parse(name),
         digest=digest,
         files=(ModelFile("config.json", "0" * 64, 1),),
-        path=f"/nowhere/{name}",
+        path=f"/nowhere/{name}/{digest[:8]}",
         modified_time=0.0,
         source=Source(SourceKind.FOLDER),
     )
@@ -158,6 +158,12 @@ class FakeEngine:
 
     async def version(self) -> EngineVersion:
         return EngineVersion("/usr/bin/true", "fake", "1.0", "cpu")
+
+    def quantizations(self) -> tuple[str, ...]:
+        return ("fp8",)
+
+    def identity(self, model: Model) -> str:
+        return f"{model.path} {model.recipe.quantize}"
 
     def command(self, model: Model, places: WorkerPlaces) -> Command:
         return Command(["true"], {}, Path("/"), model.name)

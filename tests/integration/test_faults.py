@@ -125,9 +125,11 @@ def test_kill_9_of_the_daemon_with_a_deaf_engine_is_cleaned_up_at_the_next_start
     daemon = new_house(models={"deaf": {"ignore_term": True, "leave_grandchild": True}})
     daemon.ctl("load", "deaf")
     daemon.kill()
-    assert daemon.processes(), "the fault works: it does not end by itself"
+    left = daemon.processes()
+    assert left, "the fault works: it does not end by itself"
     daemon.start()
-    assert daemon.processes() == []
+    # A child that looks into the engine's interpreter may be there: it is the new daemon's.
+    assert not set(left) & set(daemon.processes())
     assert "process.leftovers" in daemon.log_text()
 
 

@@ -391,10 +391,12 @@ def test_health_and_what_is_not_supported() -> None:
             world.health["status"] = "the engine is missing"
             async with session.get("/health") as answer:
                 assert answer.status == 503
-            for method, path in (("POST", "/api/create"), ("POST", "/api/push"), ("POST", "/api/blobs/sha256:ab")):
-                async with session.request(method, path, data=b"{}") as answer:
-                    assert answer.status == 400
-                    assert "not supported" in (await answer.json())["error"]
+            async with session.post("/api/push", data=b"{}") as answer:
+                assert answer.status == 400
+                assert "not supported" in (await answer.json())["error"]
+            for path in ("/api/me", "/api/signout"):
+                async with session.post(path) as answer:
+                    assert (answer.status, "error" in await answer.json()) == (401, True)
 
     run(work())
 

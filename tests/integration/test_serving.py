@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ollama
 import pytest
 
-from tests.fakes.daemon import Daemon
+from tests.fakes.daemon import Daemon, make_model_folder
 
 HELLO = [{"role": "user", "content": "hello there"}]
 
@@ -148,9 +148,80 @@ def test_names_copy_and_remove(house: Daemon) -> None:
     house.ctl("cp", "tiny", "copy:v1")
     assert {model["name"] for model in house.json("list")["models"]} == {"tiny:latest", "endless:latest", "copy:v1"}
     house.ctl("load", "copy:v1")
-    refused = house.ctl("rm", "copy:v1", check=False)
+    # Both names are served by one worker, which outlives the loss of one of them.
+    house.ctl("rm", "copy:v1")
+    assert {model["name"] for model in house.json("list")["models"]} == {"tiny:latest", "endless:latest"}
+    assert [worker["model"] for worker in house.workers()] == ["tiny:latest"]
+    refused = house.ctl("rm", "tiny", check=False)
     assert refused.returncode == 6
     assert "it is loaded" in refused.stderr and "--force" in refused.stderr
-    house.ctl("rm", "--force", "copy:v1")
-    assert {model["name"] for model in house.json("list")["models"]} == {"tiny:latest", "endless:latest"}
+    house.ctl("stop", "tiny")
+
+
+def test_a_model_of_a_modelfile_says_what_it_says_on_its_parents_worker(house: Daemon) -> None:
+    folder = house.root / "recipe"
+    folder.mkdir()
+    make_model_folder(folder / "weights", "base")
+    (folder / "Modelfile").write_text(
+        "FROM ./weights\nPARAMETER temperature 0\nPARAMETER stop END\n"
+        'SYSTEM """Be brief.\nBe kind."""\nMESSAGE user Hi\n'
+    )
+    house.ctl("create", "base", "--from", str(folder / "weights"))
+    house.ctl("create", "kind", "-f", str(folder / "Modelfile"))
+    house.ctl("create", "child", "--from", "kind")
+    shown = house.json("show", "kind")
+    assert shown["system"] == "Be brief.\nBe kind."
+    assert "temperature                    0" in shown["parameters"]
+    house.ctl("load", "base")
+    answer = house.request(
+        "POST", "/api/chat", {"model": "kind", "messages": HELLO, "stream": False, "options": {"num_predict": 1}}
+    )
+    assert answer.status == 200
+    assert [worker["model"] for worker in house.workers()] == ["base:latest"]
+    # What it shows makes the same model again.
+    again = folder / "again"
+    again.write_text(house.ctl("show", "child", "--modelfile").stdout)
+    house.ctl("create", "twin", "-f", str(again))
+    twin = house.json("show", "twin")
+    assert [twin[part] for part in ("system", "parameters", "messages")] == [
+        shown[part] for part in ("system", "parameters", "messages")
+    ]
+    for name in ("twin", "child", "kind"):
+        house.ctl("rm", name)
+    house.ctl("rm", "--force", "base")
     assert house.workers() == []
+
+
+def test_a_modelfile_with_a_fault_is_refused_by_its_line(house: Daemon) -> None:
+    file = house.root / "Modelfile"
+    for text, told in (
+        ("FROM tiny\nTEMPRATURE 1\n", "(line 2): command must be one of"),
+        ("SYSTEM x\n", "no FROM line"),
+        ("FROM tiny\nPARAMETER num_ctx many\n", "invalid int value [many]"),
+        ("FROM tiny\nTEMPLATE {{ .Nope\n", "template error: template: :1: unclosed action"),
+        ("FROM tiny\nADAPTER ./lora\n", "ADAPTER is not supported"),
+        ("FROM ./not-there.gguf\n", "not-there.gguf"),
+    ):
+        file.write_text(text)
+        result = house.ctl("create", "x", "-f", str(file), check=False)
+        assert result.returncode == 2, result
+        assert told in result.stderr
+    assert "x:latest" not in {model["name"] for model in house.json("list")["models"]}
+
+
+def test_models_are_made_over_http_as_ollamas_clients_do(house: Daemon) -> None:
+    client = ollama.Client(host=house.url)
+    made = client.create("spoken", from_="tiny", system="Be brief.", parameters={"temperature": 0.5}, stream=False)
+    assert made.status == "success"
+    assert client.show("spoken").model_dump()["parameters"] == "temperature                    0.5"
+    statuses = [part.status for part in client.create("spoken", from_="tiny", system="Be loud.", stream=True)]
+    assert statuses[-2:] == ["writing manifest", "success"]
+    assert [status.split(" sha256:")[0] for status in statuses[:-2]] == ["using existing layer", "creating new layer"]
+    with pytest.raises(ollama.ResponseError, match="neither 'from' or 'files'"):
+        client.create("nothing")
+    folder = make_model_folder(house.root / "sent", "sent")
+    files = {path.name: client.create_blob(path) for path in folder.iterdir()}
+    assert [part.status for part in client.create("sent", files=files, stream=True)][-1] == "success"
+    assert not list((house.state / "models" / "uploads").iterdir())
+    for name in ("spoken", "sent"):
+        client.delete(name)

@@ -344,10 +344,17 @@ def test_create(ctl: Ctl, server: ControlServer, tmp_path: Path) -> None:
     requests = server.requests("CreateModel")
     assert [request.WhichOneof("from") for request in requests] == ["from_gguf", "from_folder", "from_model"]
     assert requests[0].from_gguf == str(weights)
-    modelfile = ctl("create", "mine", "-f", "Modelfile")
-    assert modelfile.status == 2
-    assert "a Modelfile is not supported yet" in modelfile.err and "hint: use --from" in modelfile.err
+    missing = ctl("create", "mine", "-f", "Modelfile")
+    assert missing.status == 2
+    assert "cannot read Modelfile" in missing.err and "hint: use --from" in missing.err
     assert ctl("create", "mine").status == 2
+    recipe = tmp_path / "Modelfile"
+    recipe.write_text("FROM ./w.gguf\n")
+    ctl("create", "mine", "-f", str(recipe))
+    ctl("create", "mine", "--from", "qwen3:0.6b", "-f", str(recipe))
+    alone, both = server.requests("CreateModel")[-2:]
+    assert (alone.WhichOneof("from"), alone.modelfile, alone.folder) == (None, b"FROM ./w.gguf\n", str(tmp_path))
+    assert (both.from_model, both.modelfile) == ("qwen3:0.6b", b"FROM ./w.gguf\n")
     assert ctl("create", "mine", "--from", "/nowhere.gguf").status == 2
 
 

@@ -19,6 +19,7 @@ from vllamad.dialects.ollama import (
 from vllamad.dialects.ollama_errors import status_of
 from vllamad.dialects.ollama_options import read_options
 from vllamad.dialects.ollama_requests import read_chat, read_generate
+from vllamad.dialects.recipes import options_with
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Capability, Model
 
@@ -26,19 +27,20 @@ PLAIN = model("m:1")
 THINKING = model("t:1", Capability.COMPLETION, Capability.THINKING)
 VISION = model("v:1", Capability.COMPLETION, Capability.VISION)
 TOOLS = model("f:1", Capability.COMPLETION, Capability.TOOLS)
+TODAY = "2026-02-03"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n....").decode()
 
 
 def chat_fields(which: Model = PLAIN, **request: Any) -> dict[str, Any]:
     chat = read_chat(json.dumps({"model": "m", **request}).encode())
     check_chat(chat, which)
-    return build_chat(chat, which, read_options(chat.asked.options), 4096).fields
+    return build_chat(chat, which, read_options(options_with(which, chat.asked.options)), 4096, TODAY).fields
 
 
 def generate_request(which: Model = PLAIN, **request: Any):
     generate = read_generate(json.dumps({"model": "m", "prompt": "Hi", **request}).encode())
     check_generate(generate, which)
-    return build_generate(generate, which, read_options(generate.asked.options), 4096)
+    return build_generate(generate, which, read_options(options_with(which, generate.asked.options)), 4096, TODAY)
 
 
 def refused(call: Any, *args: Any, **request: Any) -> VllamaError:
@@ -118,7 +120,7 @@ def test_generate_is_a_chat_of_one_turn() -> None:
 
 def test_context_goes_in_front_of_the_prompts_tokens() -> None:
     generate = read_generate(b'{"model":"m","prompt":"Hi","context":[1,2,3],"format":"json"}')
-    request = build_generate(generate, THINKING, read_options({}), 4096)
+    request = build_generate(generate, THINKING, read_options({}), 4096, TODAY)
     assert json.loads(request.tokenize_body)["messages"] == [{"role": "user", "content": "Hi"}]
     continued = continue_context(request, [7, 8], generate.asked, 4096)
     assert continued.path == "/v1/completions"
@@ -194,6 +196,17 @@ def test_what_a_model_cannot_do_is_refused_with_the_known_words() -> None:
     assert refused(chat_fields, embedding, messages=hi).message == '"m" does not support chat'
     assert refused(generate_request, embedding).message == '"m" does not support generate'
     assert refused(generate_request, suffix="x").message == "m:1 does not support insert"
-    assert "raw" in refused(generate_request, template="{{ .Prompt }}").message
     assert "Multimodal data provided" in refused(generate_request, images=[PNG]).message
     assert refused(generate_request, raw=True, system="x").message.startswith("raw mode does not support")
+
+
+def test_an_answer_that_was_begun_is_gone_on_with() -> None:
+    question = {"role": "user", "content": "Say hello."}
+    fields = chat_fields(messages=[question, {"role": "assistant", "content": "Hello, my dear"}])
+    assert (fields["add_generation_prompt"], fields["continue_final_message"]) == (False, True)
+    for last in (
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        question,
+    ):
+        assert "continue_final_message" not in chat_fields(messages=[question, last])

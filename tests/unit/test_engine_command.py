@@ -124,10 +124,6 @@ def test_parsers_only_where_the_model_has_them() -> None:
     assert "--enable-auto-tool-choice" in command.argv
     assert value(command, "--tool-call-parser") == "hermes"
     assert value(command, "--reasoning-parser") == "qwen3"
-    chosen = ModelOptions(tool_parser="llama3_json", reasoning_parser="deepseek_r1")
-    command = build(chosen=chosen, tool_parser="hermes", reasoning_parser="qwen3")
-    assert value(command, "--tool-call-parser") == "llama3_json"
-    assert value(command, "--reasoning-parser") == "deepseek_r1"
 
 
 def test_embedding_models_get_the_pooling_runner_and_nothing_of_generation() -> None:
@@ -136,6 +132,11 @@ def test_embedding_models_get_the_pooling_runner_and_nothing_of_generation() -> 
     generation = {"--generation-config", "--enable-prefix-caching", "--tool-call-parser", "--max-num-batched-tokens"}
     assert not generation & set(command.argv)
     assert "--runner" not in build(capabilities=(Capability.COMPLETION, Capability.EMBEDDING)).argv
+
+
+def test_embedding_models_take_what_the_engine_finds_their_length_to_be() -> None:
+    command = build(chosen=ModelOptions(context_length=4096), capabilities=(Capability.EMBEDDING,))
+    assert value(command, "--max-model-len") == "auto"
 
 
 def test_settings_of_the_model_come_last_and_win() -> None:

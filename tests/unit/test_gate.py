@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, make_model
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import Model
+from vllamad.domain.model import Model, Recipe
+from vllamad.domain.names import ModelRef
 from vllamad.domain.worker import State
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
 from vllamad.supervisor.lease import Lease
@@ -46,7 +48,7 @@ class House:
         self.gate.open()
 
     def state(self, model: Model) -> State:
-        handle = self.supervisor.get(model.ref.key)
+        handle = self.supervisor.of(model)
         return handle.state if handle else State.STOPPED
 
     async def until(self, model: Model, state: State) -> None:
@@ -149,7 +151,7 @@ def test_a_client_that_leaves_the_queue_leaves_no_trace() -> None:
         await asyncio.wait([caller.task])
         assert house.gate.waiting == 0
         await house.ready(A)
-        handle = house.supervisor.get(A.ref.key)
+        handle = house.supervisor.of(A)
         assert handle is not None
         assert handle.record.leases == 0
 
@@ -160,7 +162,7 @@ def test_a_client_that_leaves_in_the_turn_it_is_granted_gives_its_lease_back() -
     async def test(house: House) -> None:
         caller = house.ask(A)
         await house.until(A, State.STARTING)
-        handle = house.supervisor.get(A.ref.key)
+        handle = house.supervisor.of(A)
         assert handle is not None
         house.launcher.last.healthy.set()
         await house.until(A, State.READY)  # granted in the step to READY, before the caller's task runs again
@@ -380,7 +382,7 @@ def test_a_deaf_engine_is_killed_after_its_grace() -> None:
         await house.ready(A)
         await caller.leave()
         house.launcher.last.ignores_term = True
-        house.supervisor.stop(A.ref.key)
+        house.supervisor.stop(house.supervisor.key(A))
         await house.until(A, State.STOPPING)
         house.clock.advance(21.0)
         await house.until(A, State.STOPPED)
@@ -396,7 +398,7 @@ def test_an_unkillable_tree_is_a_leak_that_nobody_reuses() -> None:
         await caller.leave()
         child = house.launcher.last
         child.ignores_term = child.is_unkillable = True
-        house.supervisor.stop(A.ref.key)
+        house.supervisor.stop(house.supervisor.key(A))
         house.clock.advance(21.0)
         await house.until(A, State.KILLING)
         house.clock.advance(11.0)
@@ -415,12 +417,29 @@ def test_a_model_that_was_pulled_anew_is_restarted_for_the_next_request() -> Non
         caller = house.ask(A)
         await house.ready(A)
         await caller.leave()
-        newer = house.ask(make_model("a", digest="e" * 64))
-        await house.until(A, State.STARTING)
-        await house.ready(A)
+        anew = make_model("a", digest="e" * 64)
+        newer = house.ask(anew)
+        await house.ready(anew)
         assert (await newer.lease).model.digest == "e" * 64
+        assert house.state(A) is State.STOPPED
         await newer.leave()
         assert len(house.launcher.children) == 2
+
+    in_house(test)
+
+
+def test_models_that_are_served_alike_share_a_worker() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        child = replace(A, ref=ModelRef.parse("child"), recipe=Recipe(ancestors=("a:latest",), system="Be brief."))
+        other = house.ask(child)
+        assert (await other.lease).model is child
+        assert len(house.launcher.children) == 1
+        assert house.supervisor.of(child) is house.supervisor.of(A)
+        assert house.supervisor.views()[0].leases == 2
+        await other.leave()
+        await caller.leave()
 
     in_house(test)
 
@@ -470,7 +489,7 @@ def test_a_gpu_worker_is_stopped_only_when_its_memory_is_back() -> None:
         house.device.free_bytes -= 4 << 30
         await house.ready(A)
         await caller.leave()
-        house.supervisor.stop(A.ref.key)
+        house.supervisor.stop(house.supervisor.key(A))
         await house.until(A, State.RELEASING)
         assert house.launcher.last.tree_is_gone
         other = house.ask(B)
@@ -492,7 +511,7 @@ def test_memory_that_does_not_come_back_is_not_waited_for_for_ever() -> None:
         house.device.free_bytes -= 4 << 30
         await house.ready(A)
         await caller.leave()
-        house.supervisor.stop(A.ref.key)
+        house.supervisor.stop(house.supervisor.key(A))
         await house.until(A, State.RELEASING)
         house.clock.advance(11.0)
         assert house.state(A) is State.STOPPED

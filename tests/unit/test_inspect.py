@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,49 @@ def test_tools_need_a_parser_and_a_template_that_shows_them(tmp_path: Path) -> N
 def test_the_table_comes_before_the_rules(tmp_path: Path) -> None:
     config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
     template = (TOOLS + "<think>").encode()
-    folder = _model(tmp_path, config, chat_template__jinja=template)
+    folder = _model(tmp_path, config, chat_template__jinja=template, tokenizer__json=_tokenizer(*FIM))
     guessed = inspect_model(folder)
     assert (guessed.tool_parser, guessed.reasoning_parser) == ("hermes", "qwen3")
     assert Capability.THINKING in guessed.capabilities
+    assert Capability.INSERT in guessed.capabilities
     told = inspect_model(folder, hints=HubSource("a/b", tool_parser="hermes", capabilities=("completion", "insert")))
     assert told.reasoning_parser == ""
     assert told.capabilities == (Capability.COMPLETION, Capability.TOOLS, Capability.INSERT)
+    # The marks are in its tokenizer, and the table knows that it was not trained for them.
+    told = inspect_model(folder, hints=HubSource("a/b", capabilities=("completion",)))
+    assert (told.capabilities, told.insert_format) == ((Capability.COMPLETION,), "")
+
+
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+
+
+def _tokenizer(*tokens: str, vocabulary: Sequence[str] = ()) -> bytes:
+    added = [{"id": number, "content": token} for number, token in enumerate(tokens)]
+    return json.dumps({"added_tokens": added, "model": {"vocab": dict.fromkeys(vocabulary, 0)}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "form"),
+    [
+        (_tokenizer(*FIM), "<|fim_prefix|>{prompt}<|fim_suffix|>{suffix}<|fim_middle|>"),
+        (
+            _tokenizer("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+            "<fim_prefix>{prompt}<fim_suffix>{suffix}<fim_middle>",
+        ),
+        (
+            _tokenizer("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+            "<｜fim▁begin｜>{prompt}<｜fim▁hole｜>{suffix}<｜fim▁end｜>",
+        ),
+        (_tokenizer("[PREFIX]", "[SUFFIX]"), "[SUFFIX]{suffix}[PREFIX]{prompt}"),
+        (_tokenizer(vocabulary=["▁<PRE>", "▁<SUF>", "▁<MID>"]), "<PRE> {prompt} <SUF>{suffix} <MID>"),
+        (_tokenizer("<|fim_prefix|>", "<|fim_suffix|>"), ""),
+        (b"{broken", ""),
+    ],
+)
+def test_filling_in_the_middle_is_known_by_the_tokenizers_marks(tmp_path: Path, tokenizer: bytes, form: str) -> None:
+    seen = inspect_model(_model(tmp_path, {"model_type": "llama"}, tokenizer__json=tokenizer))
+    assert seen.insert_format == form
+    assert (Capability.INSERT in seen.capabilities) == bool(form)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ from vllamad.domain.worker import Goal, Held, State
 
 
 def ready(model: str, leases: int = 0, idle_since: float = 0.0, is_pinned: bool = False) -> Slot:
-    return Slot(model, State.READY, Goal.RUN, Held.FULL, leases, idle_since, is_pinned)
+    return Slot(model, model, State.READY, Goal.RUN, Held.FULL, leases, idle_since, is_pinned)
 
 
 def slots(*given_slots: Slot) -> dict[str, Slot]:
-    return {slot.model: slot for slot in given_slots}
+    return {slot.key: slot for slot in given_slots}
 
 
 def wait(*models: str) -> list[Waiting]:
-    return [Waiting(number, model, 0.0) for number, model in enumerate(models)]
+    return [Waiting(number, model, model, 0.0) for number, model in enumerate(models)]
 
 
 def test_an_unloaded_model_is_started_once_however_many_wait() -> None:
@@ -41,7 +41,7 @@ def test_the_idle_model_is_evicted_with_a_sentence() -> None:
 def test_the_longest_idle_is_the_victim() -> None:
     held = slots(ready("a", idle_since=50), ready("b", idle_since=20), ready("c", leases=1))
     decisions = plan(wait("d"), held, 3, 0, 100)
-    assert [one.model for one in decisions if isinstance(one, Stop)] == ["b"]
+    assert [one.key for one in decisions if isinstance(one, Stop)] == ["b"]
 
 
 def test_a_busy_model_is_not_evicted_but_gets_no_more_requests() -> None:
@@ -55,12 +55,12 @@ def test_requests_older_than_the_claim_are_still_granted() -> None:
 
 
 def test_a_model_on_its_way_out_is_taken_back_if_nobody_else_needs_its_slot() -> None:
-    leaving = Slot("a", State.STOPPING, Goal.STOP, Held.FULL, 0, 0)
+    leaving = Slot("a", "a", State.STOPPING, Goal.STOP, Held.FULL, 0, 0)
     assert [type(one) for one in plan(wait("a"), slots(leaving), 1, 0, 0)] == [Start]
 
 
 def test_a_slot_that_is_leaving_anyway_is_waited_for() -> None:
-    leaving = Slot("a", State.STOPPING, Goal.STOP, Held.FULL, 0, 0)
+    leaving = Slot("a", "a", State.STOPPING, Goal.STOP, Held.FULL, 0, 0)
     assert plan(wait("b"), slots(leaving, ready("c")), 2, 0, 0) == []
 
 
@@ -72,7 +72,7 @@ def test_pinned_models_are_never_moved_and_the_refusal_says_so() -> None:
 
 
 def test_a_leaked_slot_is_neither_waited_for_nor_used_again() -> None:
-    leaked = Slot("a", State.FAILED, Goal.STOP, Held.LEAKED, 0, 0)
+    leaked = Slot("a", "a", State.FAILED, Goal.STOP, Held.LEAKED, 0, 0)
     for model in ("a", "b"):
         (refusal,) = plan(wait(model), slots(leaked), 1, 0, 0)
         assert isinstance(refusal, Refuse), model
@@ -92,8 +92,8 @@ def worlds(draw: st.DrawFn) -> tuple[list[Waiting], dict[str, Slot], int, int]:
         if state in {State.READY, State.STARTING, State.BACKOFF}:
             goal = Goal.RUN
         leases = draw(st.integers(0, 3)) if state in {State.READY, State.DRAINING} else 0
-        held[model] = Slot(model, state, goal, Held.FULL, leases, draw(st.floats(0, 100)), draw(st.booleans()))
-    queue = [Waiting(number, model, 0.0) for number, model in enumerate(draw(st.lists(models, max_size=8)))]
+        held[model] = Slot(model, model, state, goal, Held.FULL, leases, draw(st.floats(0, 100)), draw(st.booleans()))
+    queue = [Waiting(number, model, model, 0.0) for number, model in enumerate(draw(st.lists(models, max_size=8)))]
     return queue, held, capacity, draw(st.integers(0, 3))
 
 
@@ -104,12 +104,12 @@ def test_every_plan_keeps_the_rules(world: tuple[list[Waiting], dict[str, Slot],
     starts = [one for one in decisions if isinstance(one, Start)]
     stops = [one for one in decisions if isinstance(one, Stop)]
     grants = [one for one in decisions if isinstance(one, Grant)]
-    fresh = [one for one in starts if one.model not in held]
+    fresh = [one for one in starts if one.key not in held]
     assert len(held) + len(fresh) <= capacity
-    assert len({one.model for one in starts}) == len(starts)
-    assert all(held[one.model].leases == 0 and not held[one.model].is_pinned for one in stops)
-    assert not {one.model for one in stops} & {one.model for one in grants}
-    assert all(held[one.model].takes_requests for one in grants)
+    assert len({one.key for one in starts}) == len(starts)
+    assert all(held[one.key].leases == 0 and not held[one.key].is_pinned for one in stops)
+    assert not {one.key for one in stops} & {one.key for one in grants}
+    assert all(held[one.key].takes_requests for one in grants)
     assert len({one.number for one in grants}) == len(grants)
 
 

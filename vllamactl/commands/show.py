@@ -15,7 +15,10 @@ from vllamactl.render import Column, pairs, table
 
 @click.command("show", cls=Verb, short_help="Show what is known about a model.")
 @click.argument("model", shell_complete=complete_models)
-@click.option("--template", "part", flag_value="template", help="Print its chat template only.")
+@click.option("--modelfile", "part", flag_value="modelfile", help="Print a Modelfile that makes it again.")
+@click.option("--parameters", "part", flag_value="parameters", help="Print its parameters only.")
+@click.option("--system", "part", flag_value="system", help="Print its system message only.")
+@click.option("--template", "part", flag_value="template", help="Print its template only.")
 @click.option("--license", "part", flag_value="license", help="Print its licence only.")
 @click.option("--files", "part", flag_value="files", help="List its files only.")
 @click.pass_obj
@@ -35,7 +38,7 @@ def command(invocation: Invocation, model: str, part: str | None) -> None:
             columns = (Column("PATH", is_elastic=True), Column("SIZE"), Column("DIGEST", drop=1))
             lines = table(columns, rows, console.width)
         elif part is not None:
-            text = shown.template if part == "template" else shown.license
+            text: str = getattr(shown, part)
             if not text:
                 raise CtlError("NOT_FOUND", f"{shown.name} has no {part}", f"all that is known: vllamactl show {model}")
             lines = text.rstrip("\n").split("\n")
@@ -51,6 +54,8 @@ def page(model: Model, now: float) -> list[str]:
     """Return the page about a model, in Ollama's sections."""
     details = model.details
     origin = " ".join(part for part in (model.source, model.repository, model.revision[:12]) if part)
+    if model.parent:
+        origin = f"model {model.parent}"
     sections = {
         "Model": pairs(
             [
@@ -63,6 +68,8 @@ def page(model: Model, now: float) -> list[str]:
             ],
             indent=4,
         ),
+        "Parameters": [f"    {line}" for line in model.parameters.splitlines()],
+        "System": _first_lines(model.system),
         "Capabilities": [f"    {capability}" for capability in model.capabilities],
         "Storage": pairs(
             [

@@ -15,7 +15,12 @@ from vllamad.config.layers import Findings, Found, Layer, nearest, read_text
 from vllamad.config.rows import ENV_PREFIX, Row
 from vllamad.config.settings import ROWS
 
-OTHER_NAMES = frozenset({"VLLAMA_ENGINES", "VLLAMA_TEST_ENGINE_PYTHON", "VLLAMA_TEST_GGUF"})
+OTHER_NAMES = frozenset(
+    {
+        "VLLAMA_ENGINES", "VLLAMA_TEST_ENGINE_PYTHON", "VLLAMA_TEST_GGUF", "VLLAMA_TEST_EMBEDDING_MODEL",
+        "VLLAMA_TEST_NODE_MODULES",
+    }  # fmt: skip
+)
 """Names with our prefix that are no settings of the daemon but may stand in its environment."""
 
 

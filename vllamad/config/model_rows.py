@@ -51,10 +51,16 @@ class ModelSettings:
     is_pinned: bool = False
 
 
-def merge_rows(defaults: ModelSettings, rows: Sequence[ModelRow], name: str) -> ModelSettings:
-    """What holds for a model by the display form of its name."""
+def merge_rows(defaults: ModelSettings, rows: Sequence[ModelRow], names: Sequence[str]) -> ModelSettings:
+    """What holds for a model by the display forms of its names, its own last. A row that fits several counts for the
+    last of them."""
+    fitting: list[tuple[int, int, ModelRow]] = []
+    for each in rows:
+        fits = [at for at, name in enumerate(names) if _fits(each.match, name)]
+        if fits:
+            fitting.append((fits[-1], _literal_length(each.match), each))
     merged = defaults
-    for each in sorted((one for one in rows if _fits(one.match, name)), key=lambda one: _literal_length(one.match)):
+    for _, _, each in sorted(fitting, key=lambda one: one[:2]):
         merged = ModelSettings(
             keep_alive_s=_or(each.keep_alive_s, merged.keep_alive_s),
             context_length=_or(each.context_length, merged.context_length),

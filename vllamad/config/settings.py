@@ -346,8 +346,9 @@ class Settings:
         metavar="DIR",
     )
 
-    def for_model(self, name: str) -> ModelSettings:
-        """Merge the rows whose pattern fits the display form of a model's name."""
+    def for_model(self, *names: str) -> ModelSettings:
+        """Merge the rows whose pattern fits the display form of a model's name. Of several names (a model's and those
+        that it was made from) the rows of a later one win."""
         defaults = ModelSettings(
             keep_alive_s=self.models.keep_alive_s,
             context_length=self.models.context_length,
@@ -355,7 +356,7 @@ class Settings:
             dtype=self.engine.dtype,
             args=self.engine.args,
         )
-        return merge_rows(defaults, self.model, name)
+        return merge_rows(defaults, self.model, names)
 
 
 SECTIONS: dict[str, type[Any]] = {

@@ -5,6 +5,8 @@ import math
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from vllama.control.v1 import models_pb2, operations_pb2, workers_pb2
+from vllamad.dialects.modelfile import show_parameters
+from vllamad.dialects.ollama_models import modelfile_of
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
 from vllamad.domain.operation import Operation, Progress
@@ -60,8 +62,9 @@ def operation(one: Operation) -> operations_pb2.Operation:
     return message
 
 
-def model(one: Model) -> models_pb2.Model:
-    details = one.details
+def model(one: Model, source: str = "") -> models_pb2.Model:
+    """``source`` is the name to make it from again; "" leaves the Modelfile out, which no list needs."""
+    details, recipe = one.details, one.recipe
     return models_pb2.Model(
         name=one.name,
         digest=one.digest,
@@ -87,8 +90,13 @@ def model(one: Model) -> models_pb2.Model:
         repository=one.source.repository,
         revision=one.source.revision,
         path=one.path,
-        template=one.template,
-        license=one.license,
+        template=recipe.template or one.template,
+        license="\n".join(one.licenses),
+        system=recipe.system,
+        parameters=show_parameters(recipe.parameters),
+        messages=[models_pb2.ModelMessage(role=role, content=text) for role, text in recipe.messages],
+        modelfile=modelfile_of(one, source) if source else "",
+        parent=one.parent,
         files=[
             models_pb2.ModelFile(path=file.path, digest=f"sha256:{file.sha256}", size_bytes=file.size_bytes)
             for file in one.files

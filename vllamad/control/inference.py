@@ -8,6 +8,7 @@ defaults; the engine's frames are read by the same reader.
 # pyright: reportIncompatibleMethodOverride=false
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 
@@ -25,6 +26,7 @@ from vllamad.dialects.ollama import EngineRequest, build_chat, check_chat
 from vllamad.dialects.ollama_options import read_options
 from vllamad.dialects.ollama_requests import read_chat
 from vllamad.dialects.openai import DONE, Delta, read_delta, read_error
+from vllamad.dialects.recipes import options_with
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Clock
 from vllamad.domain.view import WorkerView
@@ -50,7 +52,7 @@ class InferenceService(pb_grpc.InferenceServicer):
             raise VllamaError(Reason.INVALID_REQUEST, "cannot chat: there are no messages", "use vllamactl load")
         model = self._catalog.resolve(request.model)
         check_chat(chat, model)
-        options = read_options(chat.asked.options)
+        options = read_options(options_with(model, chat.asked.options))
         idle_s = keep_alive_s(request.keep_alive) if request.HasField("keep_alive") else None
         async with AsyncExitStack() as held:
             views = _Latest()
@@ -63,7 +65,10 @@ class InferenceService(pb_grpc.InferenceServicer):
             finally:
                 await _end(entering)
             counted = Delta()
-            async with aclosing(_deltas(lease, build_chat(chat, model, options, lease.context_length))) as deltas:
+            today = time.strftime("%Y-%m-%d")
+            async with aclosing(
+                _deltas(lease, build_chat(chat, model, options, lease.context_length, today))
+            ) as deltas:
                 async for delta in deltas:
                     if delta.thinking:
                         yield pb.ChatResponse(thinking=delta.thinking)

@@ -3,6 +3,7 @@
 # The generated base classes are untyped and synchronous.
 # pyright: reportIncompatibleMethodOverride=false
 
+import asyncio
 from pathlib import Path
 
 from vllama.control.v1 import models_pb2 as pb
@@ -10,7 +11,11 @@ from vllama.control.v1 import models_pb2_grpc as pb_grpc
 from vllama.reasons import Reason
 from vllamad.control import convert
 from vllamad.control.interceptor import Context, unary
+from vllamad.dialects import modelfile
+from vllamad.dialects.recipes import changes_of, source_of
+from vllamad.domain.creation import Creation, FromFolder, FromGguf, FromModel, Origin
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import NO_RECIPE
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
 
@@ -28,7 +33,8 @@ class ModelsService(pb_grpc.ModelsServicer):
 
     @unary
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model=convert.model(self._catalog.resolve(request.name)))
+        model = self._catalog.resolve(request.name)
+        return pb.GetModelResponse(model=convert.model(model, self._catalog.source_name(model)))
 
     @unary
     async def PullModel(self, request: pb.PullModelRequest, context: Context) -> pb.PullModelResponse:
@@ -36,20 +42,8 @@ class ModelsService(pb_grpc.ModelsServicer):
 
     @unary
     async def CreateModel(self, request: pb.CreateModelRequest, context: Context) -> pb.CreateModelResponse:
-        match request.WhichOneof("from"):
-            case "from_model":
-                operation = self._catalog.create_from_model(request.name, request.from_model)
-            case "from_folder":
-                operation = self._catalog.create_from_folder(request.name, _absolute(request.from_folder))
-            case "from_gguf":
-                operation = self._catalog.create_from_gguf(request.name, _absolute(request.from_gguf))
-            case _:
-                raise VllamaError(
-                    Reason.INVALID_REQUEST,
-                    f"cannot create {request.name}: nothing to make it from",
-                    "name a model, a folder of safetensors or a GGUF file",
-                )
-        return pb.CreateModelResponse(operation=convert.operation(operation))
+        made_of = await asyncio.to_thread(_creation, request)
+        return pb.CreateModelResponse(operation=convert.operation(self._catalog.create(request.name, made_of)))
 
     @unary
     async def CopyModel(self, request: pb.CopyModelRequest, context: Context) -> pb.CopyModelResponse:
@@ -59,6 +53,37 @@ class ModelsService(pb_grpc.ModelsServicer):
     @unary
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         return pb.DeleteModelResponse(freed_bytes=await self._loading.remove(request.name, request.force))
+
+
+def _creation(request: pb.CreateModelRequest) -> Creation:
+    """What is to be made of what; looks at the disk to tell a path from a name."""
+    recipe = modelfile.parse(modelfile.decode(request.modelfile)) if request.modelfile else None
+    changes = changes_of(recipe) if recipe else NO_RECIPE
+    match request.WhichOneof("from"):
+        case "from_model":
+            return Creation(FromModel(request.from_model), changes)
+        case "from_folder":
+            return Creation(FromFolder(_absolute(request.from_folder)), changes)
+        case "from_gguf":
+            return Creation(FromGguf(_absolute(request.from_gguf)), changes)
+        case _ if recipe:
+            return Creation(_origin(source_of(recipe), _absolute(request.folder)), changes)
+        case _:
+            raise VllamaError(
+                Reason.INVALID_REQUEST,
+                f"cannot create {request.name}: nothing to make it from",
+                "name a model, a folder of safetensors, a GGUF file, or send a Modelfile",
+            )
+
+
+def _origin(source: str, folder: Path) -> Origin:
+    """A path where one is, or where only one can be meant; else a name."""
+    path = folder / Path(source).expanduser()
+    if path.is_dir():
+        return FromFolder(path)
+    if path.is_file() or source.startswith(("/", "./", "../", "~")) or source.lower().endswith(".gguf"):
+        return FromGguf(path)
+    return FromModel(source)
 
 
 def _absolute(text: str) -> Path:

@@ -62,7 +62,7 @@ class WorkersService(pb_grpc.WorkersServicer):
     ) -> AsyncGenerator[pb.StreamLogsResponse, None]:
         if request.model:
             model = self._catalog.resolve(request.model)
-            ring, origin = self._supervisor.ring(model.ref.key), model.name
+            ring, origin = self._supervisor.ring(model), model.name
         else:
             ring, origin = self._own_lines, "vllamad"
         follower = ring.follow() if request.follow else None

@@ -4,7 +4,8 @@ Reading a request (``ollama_requests``), checking it against a model, and buildi
 Ollama's order of refusals runs through all of them, and a load lies in between.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,21 +18,41 @@ from vllamad.dialects.ollama_errors import Refusal
 from vllamad.dialects.ollama_options import Options
 from vllamad.dialects.ollama_requests import Asked, ChatAsked, GenerateAsked, with_images
 from vllamad.dialects.peek import bad_request
+from vllamad.dialects.recipes import conversation, parsed
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Capability, Model
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 
+_PLACES = re.compile(r"\{(prompt|suffix)\}")
+
+
+Messages = list[dict[str, Any]]
+
+_TEMPLATED = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+"""What of a chat's fields the chat template sees."""
+
 
 @dataclass(slots=True)
 class EngineRequest:
     """What to send: ``fields`` become the body. ``context_prefix`` are token ids that go in front of the prompt once it
-    is tokenised (generate's ``context``)."""
+    is tokenised (generate's ``context``). ``conversation`` is what the prompt says, for whoever must shorten it;
+    ``write`` turns it into text where the engine is not to apply the model's own chat template."""
 
     path: str
     fields: dict[str, Any]
     context_prefix: list[int] = field(default_factory=list[int])
+    conversation: Messages = field(default_factory=Messages)
+    write: Callable[[Messages], str] | None = None
+
+    def say(self, messages: Messages) -> None:
+        """Make the prompt of these messages."""
+        self.conversation = messages
+        if self.write is None:
+            self.fields |= {"messages": messages, **_continuation(messages)}
+        else:
+            self.fields["prompt"] = self.write(messages)
 
     @property
     def body(self) -> bytes:
@@ -41,7 +62,7 @@ class EngineRequest:
     @property
     def tokenize_body(self) -> bytes:
         """The body that makes the engine's ``/tokenize`` count (and give) this request's prompt."""
-        kept = ("messages", "tools", "chat_template_kwargs") if "messages" in self.fields else ("prompt",)
+        kept = _TEMPLATED if "messages" in self.fields else ("prompt",)
         return orjson.dumps({name: self.fields[name] for name in kept if name in self.fields})
 
     @property
@@ -72,11 +93,11 @@ def check_generate(generate: GenerateAsked, model: Model) -> None:
         raise ollama_errors.lacks(model.name, "insert", "send the fill-in-the-middle prompt with raw: true")
     if generate.images and Capability.VISION not in model.capabilities:
         raise ollama_errors.no_images()
-    if generate.template:
+    if generate.images and generate.template:
         raise VllamaError(
             Reason.UNSUPPORTED,
-            "template is not supported: the engine applies the model's own chat template; send a finished prompt with"
-            ' "raw": true instead',
+            "images and template do not go together: a prompt that a template made reaches the engine as text",
+            "leave template out: the model's own one places images",
         )
 
 
@@ -94,40 +115,95 @@ def _check_thinking(asked: Asked, model: Model) -> None:
         raise ollama_errors.unsupported(asked.model, "thinking")
 
 
-def build_chat(chat: ChatAsked, model: Model, options: Options, context_length: int) -> EngineRequest:
-    """The engine's request for a chat."""
+def build_chat(chat: ChatAsked, model: Model, options: Options, context_length: int, today: str) -> EngineRequest:
+    """The engine's request for a chat. ``today`` is a date (ISO 8601) for templates that show one."""
     fields = _common(chat.asked, model, options, context_length)
-    fields["messages"] = chat.messages
+    messages = conversation(model, chat.messages)
+    if model.recipe.template:
+        request = EngineRequest(COMPLETIONS_PATH, _as_completion(fields, chat.asked, context_length))
+        request.write = _writer(model.recipe.template, chat.asked, today, tools=chat.tools)
+        request.say(messages)
+        return request
+    fields |= {"messages": messages, **_continuation(messages)}
     if chat.tools:
         fields["tools"] = chat.tools
     if chat.asked.logprobs:
         fields |= {"logprobs": True, "top_logprobs": chat.asked.top_logprobs}
-    return EngineRequest(CHAT_PATH, fields)
+    return EngineRequest(CHAT_PATH, fields, conversation=messages)
 
 
-def build_generate(generate: GenerateAsked, model: Model, options: Options, context_length: int) -> EngineRequest:
-    """The engine's request for a generate: a chat of one turn, or a bare completion for ``raw`` and ``suffix``.
+def _continuation(messages: Messages) -> Mapping[str, bool]:
+    """A conversation that ends with words of the assistant is gone on with, not answered."""
+    last = messages[-1]
+    if last["role"] != "assistant" or not last.get("content") or last.get("tool_calls"):
+        return {}
+    return {"add_generation_prompt": False, "continue_final_message": True}
+
+
+def _writer(template: str, asked: Asked, today: str, tools: Sequence[Any] = ()) -> Callable[[Messages], str]:
+    known = parsed(template)
+
+    def write(messages: Messages) -> str:
+        from vllamad.dialects.go_templates.prompt import render_prompt  # as late as in ``parsed``
+
+        return render_prompt(known, messages, tools=tools, think=asked.think, today=today)
+
+    return write
+
+
+def build_generate(
+    generate: GenerateAsked, model: Model, options: Options, context_length: int, today: str
+) -> EngineRequest:
+    """The engine's request for a generate: a chat of one turn, or a bare completion for ``raw``, ``suffix`` and prompts
+    that a Go template makes.
 
     ``context`` needs the prompt's own token ids first, see ``EngineRequest.context_prefix`` and ``continue_context``.
     """
     fields = _common(generate.asked, model, options, context_length)
-    if generate.raw or generate.suffix:
+    if generate.raw:
         fields["prompt"] = generate.prompt
-        if generate.suffix:
-            fields["suffix"] = generate.suffix
-        if not generate.raw:
-            fields["return_token_ids"] = True
         return EngineRequest(COMPLETIONS_PATH, _as_completion(fields, generate.asked, context_length))
-    messages: list[dict[str, Any]] = []
-    if generate.system:
-        messages.append({"role": "system", "content": generate.system})
-    content = with_images(generate.prompt, generate.images) if generate.images else generate.prompt
-    messages.append({"role": "user", "content": content})
-    fields["messages"] = messages
+    template = generate.template or model.recipe.template
+    if generate.suffix:
+        fields |= {"prompt": _insertion(generate, model, template, today), "return_token_ids": True}
+        return EngineRequest(COMPLETIONS_PATH, _as_completion(fields, generate.asked, context_length))
+    messages = _turn(generate, model)
     fields["return_token_ids"] = True
+    if template:
+        completion = _as_completion(fields, generate.asked, context_length)
+        request = EngineRequest(COMPLETIONS_PATH, completion, generate.context)
+        request.write = _writer(template, generate.asked, today)
+        request.say(messages)
+        return request
+    fields["messages"] = messages
     if generate.asked.logprobs:
         fields |= {"logprobs": True, "top_logprobs": generate.asked.top_logprobs}
-    return EngineRequest(CHAT_PATH, fields, generate.context)
+    return EngineRequest(CHAT_PATH, fields, generate.context, messages)
+
+
+def _insertion(generate: GenerateAsked, model: Model, template: str, today: str) -> str:
+    """The prompt for what stands between a text and its suffix: no system message or conversation belongs there."""
+    texts = {"prompt": generate.prompt, "suffix": generate.suffix}
+    if template:
+        from vllamad.dialects.go_templates.prompt import render_prompt  # as late as in ``parsed``
+
+        return render_prompt(parsed(template), (), prompt=generate.prompt, suffix=generate.suffix, today=today)
+    return _PLACES.sub(lambda place: texts[place[1]], model.insert_format)
+
+
+def _turn(generate: GenerateAsked, model: Model) -> Messages:
+    """The prompt as a conversation: the model's own messages belong to its beginning, which ``context`` stands for."""
+    content = with_images(generate.prompt, generate.images) if generate.images else generate.prompt
+    turn: Messages = [{"role": "user", "content": content}]
+    if generate.context:
+        system = generate.system or model.recipe.system
+        return [{"role": "system", "content": system}, *turn] if system else turn
+    if generate.system:
+        turn.insert(0, {"role": "system", "content": generate.system})
+        # The request's system message replaces the model's, and still stands before the model's own messages.
+        own = [{"role": role, "content": text} for role, text in model.recipe.messages]
+        return [turn[0], *own, *turn[1:]]
+    return conversation(model, turn)
 
 
 def continue_context(
@@ -139,7 +215,7 @@ def continue_context(
     return EngineRequest(COMPLETIONS_PATH, _as_completion(fields, asked, context_length))
 
 
-_CHAT_ONLY = frozenset({"messages", "tools", "chat_template_kwargs", "reasoning_effort", "logprobs", "top_logprobs"})
+_CHAT_ONLY = frozenset({*_TEMPLATED, "reasoning_effort", "logprobs", "top_logprobs"})
 
 
 def _as_completion(fields: dict[str, Any], asked: Asked, context_length: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is known about a model on disk (floor 1)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from vllamad.domain.names import ModelRef
@@ -67,12 +68,38 @@ class ModelDetails:
         return human_count(self.parameter_count)
 
 
+ParameterValue = bool | int | float | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a Modelfile says beside its weights. All but ``quantize`` is used when requests are built, so models that
+    differ in nothing else can share a worker.
+
+    ``ancestors`` are the names that it was made from, the first one first; ``template`` is a Go template that stands
+    in for the model's own chat template; ``messages`` are (role, text) pairs that every conversation begins with;
+    ``licenses`` come behind the licence of the files; ``quantize`` is what the engine does to the weights while it
+    loads them.
+    """
+
+    ancestors: tuple[str, ...] = ()
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict[str, ParameterValue])
+    system: str = ""
+    template: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    licenses: tuple[str, ...] = ()
+    quantize: str = ""
+
+
+NO_RECIPE = Recipe()
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that is on disk, complete and verified.
 
-    ``digest`` is 64 hex digits over the sorted list of (path, sha256): same digest, same content. ``path`` is the
-    folder that the engine loads. ``modified_time`` is wall time in seconds.
+    ``digest`` is 64 hex digits over the sorted list of (path, sha256), and over the recipe if there is one: same
+    digest, same model. ``path`` is the folder that the engine loads. ``modified_time`` is wall time in seconds.
     """
 
     ref: ModelRef
@@ -87,6 +114,9 @@ class Model:
     license: str = ""
     tool_parser: str = ""
     reasoning_parser: str = ""
+    recipe: Recipe = NO_RECIPE
+    insert_format: str = ""
+    """How its prompt is written for filling in the middle, with ``{prompt}`` and ``{suffix}``; "" if it cannot."""
 
     @property
     def name(self) -> str:
@@ -94,9 +124,40 @@ class Model:
         return str(self.ref)
 
     @property
+    def lineage(self) -> tuple[str, ...]:
+        """Every name whose settings hold for it, its own last."""
+        return (*self.recipe.ancestors, self.name)
+
+    @property
+    def parent(self) -> str:
+        """The name that it was made from, "" if it was not."""
+        return self.recipe.ancestors[-1] if self.recipe.ancestors else ""
+
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        """The licence of its files and what its recipe adds."""
+        return (self.license, *self.recipe.licenses) if self.license else self.recipe.licenses
+
+    @property
     def size_bytes(self) -> int:
         """The sum of its files, shared or not."""
         return sum(file.size_bytes for file in self.files)
+
+
+def with_parsers(model: Model, tool_parser: str, reasoning_parser: str) -> Model:
+    """The model as it is configured: parsers that were chosen for it by hand ("" for none) win over those that were
+    found, and what they parse is a capability then. Under a template of its recipe the engine parses nothing."""
+    if not (tool_parser or reasoning_parser):
+        return model
+    gained = {Capability.TOOLS: tool_parser, Capability.THINKING: reasoning_parser}
+    is_plain = Capability.COMPLETION not in model.capabilities or model.recipe.template
+    more = () if is_plain else (each for each, parser in gained.items() if parser and each not in model.capabilities)
+    return replace(
+        model,
+        tool_parser=tool_parser or model.tool_parser,
+        reasoning_parser=reasoning_parser or model.reasoning_parser,
+        capabilities=(*model.capabilities, *more),
+    )
 
 
 def human_count(count: int) -> str:

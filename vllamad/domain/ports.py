@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vllamad.domain.model import Model, Source
+from vllamad.domain.model import NO_RECIPE, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
 
@@ -201,6 +201,15 @@ class Engine(Protocol):
         """Look into ``engine.python`` (a child, once; the answer is kept). Never raises."""
         ...
 
+    def identity(self, model: Model) -> str:
+        """What a worker depends on: models with the same identity can be served by the same one."""
+        ...
+
+    def quantizations(self) -> tuple[str, ...]:
+        """What it can do to 16-bit weights while it loads them, on this machine; nothing before ``version()`` has
+        answered."""
+        ...
+
     def command(self, model: Model, places: WorkerPlaces) -> Command:
         """The command line and environment that serve ``model`` on ``places.socket``. Raises ENGINE_START_FAILED if
         ``engine.python`` is known to be unusable."""
@@ -282,7 +291,9 @@ class Store(Protocol):
         """Remove a staging folder and what is in it."""
         ...
 
-    def commit(self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None) -> Model:
+    def commit(
+        self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None, recipe: Recipe = NO_RECIPE
+    ) -> Model:
         """Take the files over into the store and write the manifest; replaces a model of the same name and then frees
         what only that one used. A folder that is not one of the store's own is copied and left as it is. Raises
         STORAGE_FULL, STORAGE_FAILED, UNSUPPORTED (no model in it), INVALID_REQUEST (no such folder)."""
@@ -292,12 +303,52 @@ class Store(Protocol):
         """Write a second manifest over the same files."""
         ...
 
+    def derive(self, source: Model, destination: ModelRef, recipe: Recipe) -> Model:
+        """Write a manifest over the same files with another recipe; replaces a model of that name."""
+        ...
+
     def remove(self, model: Model) -> int:
         """Remove a manifest and the files that no other manifest names; returns the bytes that were freed."""
         ...
 
     def free_bytes(self) -> int:
         """Room on the disk that holds the store."""
+        ...
+
+
+class Upload(Protocol):
+    """A file on its way in. Synchronous, as its ``Uploads``."""
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes. Raises STORAGE_FULL, STORAGE_FAILED."""
+        ...
+
+    def finish(self) -> None:
+        """Make it known under its digest. Raises INVALID_REQUEST if the bytes have another one."""
+        ...
+
+    def abandon(self) -> None:
+        """Remove what came so far; harmless after the end."""
+        ...
+
+
+class Uploads(Protocol):
+    """Files that clients send before they make a model of them, by SHA-256. Synchronous: callers run it in threads."""
+
+    def find(self, sha256: str) -> Path | None:
+        """The file with this digest, among uploads and the blobs of models, or None."""
+        ...
+
+    def begin(self, sha256: str, size_bytes: int) -> Upload:
+        """Start to receive a file; ``size_bytes`` 0 if its size is not known. Raises STORAGE_FULL, STORAGE_FAILED."""
+        ...
+
+    def discard(self, sha256: str) -> None:
+        """Forget an upload that has served its purpose; blobs of models stay."""
+        ...
+
+    def sweep(self, *, all_temporary: bool = False) -> None:
+        """Remove what nobody used in time, and at start what a crash left incomplete."""
         ...
 
 

@@ -18,9 +18,11 @@ from vllamad.domain.worker import Goal, Held, State
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that waits for a model. ``number`` grows with arrival and is its identity."""
+    """A request that waits for a model. ``number`` grows with arrival and is its identity; ``key`` is that of the
+    worker that can serve it, which models may share; ``model`` is the name for people."""
 
     number: int
+    key: str
     model: str
     since: float
 
@@ -29,6 +31,7 @@ class Waiting:
 class Slot:
     """What the scheduler needs to know of a worker. ``idle_since`` is an instant; it means nothing while leases > 0."""
 
+    key: str
     model: str
     state: State
     goal: Goal
@@ -54,22 +57,22 @@ class Grant:
     """Give this waiting request a lease."""
 
     number: int
-    model: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Load this model (or take back the wish to stop it)."""
+    """Load what this key stands for (or take back the wish to stop it)."""
 
-    model: str
+    key: str
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Unload this idle model."""
+    """Unload this idle worker."""
 
-    model: str
+    key: str
     why: str
 
 
@@ -92,45 +95,45 @@ def plan(
     parallel: int,
     now: float,
 ) -> list[Decision]:
-    """Decide what to do now.
+    """Decide what to do now. ``slots`` are the workers by their keys.
 
     ``capacity`` is how many models may hold memory at once (at least 1); ``parallel`` how many leases one worker may
     give (0: as many as come, the engine queues them). Grants come first-come within a model.
     """
     queues: dict[str, list[Waiting]] = {}
     for one in sorted(waiting, key=lambda each: each.number):
-        queues.setdefault(one.model, []).append(one)
+        queues.setdefault(one.key, []).append(one)
 
     decisions: list[Decision] = []
     claimed: set[str] = set()
     granted: set[str] = set()
     free = capacity - sum(1 for slot in slots.values() if slot.held is not Held.NONE)
 
-    for model, queue in queues.items():
-        slot = slots.get(model)
+    for key, queue in queues.items():
+        model = queue[0].model
+        slot = slots.get(key)
         if slot is not None and slot.held is not Held.NONE:
-            if model in claimed:
+            if key in claimed:
                 continue  # an older request of another model gets this slot
             if slot.held is Held.LEAKED:
                 why = f"cannot load {model}: processes of its last engine do not end, and their memory is not free"
                 decisions += [Refuse(one.number, Reason.WONT_FIT, why) for one in queue]
             elif slot.takes_requests:
                 room = len(queue) if parallel == 0 else max(0, parallel - slot.leases)
-                decisions += [Grant(one.number, model) for one in queue[:room]]
-                granted.add(model)
+                decisions += [Grant(one.number, key) for one in queue[:room]]
+                granted.add(key)
             elif slot.is_leaving:
-                decisions.append(Start(model, f"start {model} again: wanted while on its way out"))
+                decisions.append(Start(key, f"start {model} again: wanted while on its way out"))
             continue
         if free > 0:
             free -= 1
-            decisions.append(Start(model, f"start {model}: {len(queue)} waiting, a slot is free"))
+            decisions.append(Start(key, f"start {model}: {len(queue)} waiting, a slot is free"))
             continue
-        decisions += _make_room(model, queue, slots, queues, claimed, granted, capacity, now)
+        decisions += _make_room(queue, slots, queues, claimed, granted, capacity, now)
     return decisions
 
 
 def _make_room(
-    model: str,
     queue: Sequence[Waiting],
     slots: Mapping[str, Slot],
     queues: Mapping[str, Sequence[Waiting]],
@@ -139,21 +142,22 @@ def _make_room(
     capacity: int,
     now: float,
 ) -> list[Decision]:
-    held = [slot for slot in slots.values() if slot.held is not Held.NONE and slot.model not in claimed]
-    leaving = [slot for slot in held if slot.is_leaving and slot.model not in queues]
+    model = queue[0].model
+    held = [slot for slot in slots.values() if slot.held is not Held.NONE and slot.key not in claimed]
+    leaving = [slot for slot in held if slot.is_leaving and slot.key not in queues]
     if leaving:
-        claimed.add(leaving[0].model)
+        claimed.add(leaving[0].key)
         return []
     movable = [slot for slot in held if slot.takes_requests and not slot.is_pinned]
-    idle = [slot for slot in movable if slot.leases == 0 and slot.model not in granted]
+    idle = [slot for slot in movable if slot.leases == 0 and slot.key not in granted]
     if idle:
-        victim = min(idle, key=lambda slot: (slot.model in queues, slot.idle_since))
-        claimed.add(victim.model)
+        victim = min(idle, key=lambda slot: (slot.key in queues, slot.idle_since))
+        claimed.add(victim.key)
         idle_s = max(0.0, now - victim.idle_since)
         why = f"evict {victim.model} (idle {idle_s:.0f} s) to load {model}: {capacity} of {capacity} slots are taken"
-        return [Stop(victim.model, why)]
+        return [Stop(victim.key, why)]
     if movable:
-        claimed.add(min(movable, key=lambda slot: (slot.model in queues, slot.leases)).model)
+        claimed.add(min(movable, key=lambda slot: (slot.key in queues, slot.leases)).key)
         return []
     if held and all(slot.is_pinned or slot.held is Held.LEAKED for slot in held) and not claimed:
         why = (

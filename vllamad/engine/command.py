@@ -4,6 +4,7 @@ Verified with vLLM 0.32; flags are used that 0.33 has too. Everything is compute
 environment comes in as a mapping.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ CPU_MAX_NUM_BATCHED_TOKENS = 2048
 
 SHARED_CORES = 16
 """Up to so many cores the model runs inside the engine core on CPU, see ``_cpu_environment``."""
+
+QUANTIZATIONS: Mapping[str, tuple[str, ...]] = {"cuda": ("fp8",)}
+"""By device: what the engine does to 16-bit weights while it loads them, without calibration."""
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -72,8 +76,6 @@ class ModelOptions:
     context_length: int = 0
     max_num_seqs: int = 0
     dtype: str = "auto"
-    tool_parser: str = ""
-    reasoning_parser: str = ""
     args: tuple[str, ...] = ()
 
 
@@ -96,6 +98,13 @@ def build_command(
     return Command(argv, _environment(options, model, places, is_cpu=is_cpu), places.folder, model.name)
 
 
+def identity_of(model: Model, chosen: ModelOptions) -> str:
+    """A digest of all that ``build_command`` takes from the model and what was chosen for it, names aside: the engine
+    answers to any name."""
+    parts = (model.path, model.tool_parser, model.reasoning_parser, _generates(model), model.recipe.quantize, chosen)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
 def served_names(model: Model) -> list[str]:
     """Every name that requests may carry; the first is the one that answers show."""
     name = model.name
@@ -110,7 +119,9 @@ def _generates(model: Model) -> bool:
 def _max_model_len(chosen: ModelOptions, model: Model) -> str:
     # "auto": the model's own maximum, or less if the memory for contexts cannot hold one such request; without it the
     # engine would refuse to start.
-    if not chosen.context_length:
+    if not chosen.context_length or not _generates(model):
+        # An encoder may take less than its config.json says (sentence_bert_config.json: 256 of 512 in all-MiniLM), and
+        # the engine ends at once when it is asked for more. Shorter contexts are the requests' own affair there.
         return "auto"
     # More than the model knows is refused by the engine as well.
     return str(min(chosen.context_length, model.details.context_length or chosen.context_length))
@@ -130,10 +141,12 @@ def _generate_flags(options: EngineOptions, chosen: ModelOptions, model: Model, 
     ]  # fmt: skip
     if tokens := options.max_num_batched_tokens:
         flags += ["--max-num-batched-tokens", str(min(tokens, CPU_MAX_NUM_BATCHED_TOKENS) if is_cpu else tokens)]
-    if parser := chosen.tool_parser or model.tool_parser:
-        flags += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
-    if parser := chosen.reasoning_parser or model.reasoning_parser:
-        flags += ["--reasoning-parser", parser]
+    if model.recipe.quantize:
+        flags += ["--quantization", model.recipe.quantize]
+    if model.tool_parser:
+        flags += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_parser]
+    if model.reasoning_parser:
+        flags += ["--reasoning-parser", model.reasoning_parser]
     return flags
 
 

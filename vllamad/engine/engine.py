@@ -8,7 +8,14 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
 from vllamad.domain.ports import Command, EngineVersion, LoadStep, WorkerPlaces
 from vllamad.engine.client import UdsEngineClient
-from vllamad.engine.command import EngineOptions, ModelOptions, build_command, inherited_environment
+from vllamad.engine.command import (
+    QUANTIZATIONS,
+    EngineOptions,
+    ModelOptions,
+    build_command,
+    identity_of,
+    inherited_environment,
+)
 from vllamad.engine.phases import read_phase
 from vllamad.engine.version import EngineProbe
 
@@ -31,6 +38,14 @@ class VllmEngine:
     async def version(self) -> EngineVersion:
         """See ``Engine.version``."""
         return await self._probe.version(inherited_environment(self._options))
+
+    def identity(self, model: Model) -> str:
+        """See ``Engine.identity``: the files, and everything that goes on the command line for their sake."""
+        return identity_of(model, self._for_model(model))
+
+    def quantizations(self) -> tuple[str, ...]:
+        """See ``Engine.quantizations``."""
+        return QUANTIZATIONS.get(self._probe.answer.device, ()) if self._probe.answer else ()
 
     def command(self, model: Model, places: WorkerPlaces) -> Command:
         """See ``Engine.command``. ``version()`` has to have answered before: it tells what to run on."""

@@ -45,6 +45,7 @@ class ModelRules:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     number: int
+    key: str
     model: Model
     keep_alive_s: float | None
     since: float
@@ -112,7 +113,7 @@ class Gate:
 
     def set_keep_alive(self, model: Model, keep_alive_s: float) -> None:
         """Change a loaded model's keep-alive; 0 unloads it as soon as nobody uses it."""
-        handle = self._supervisor.get(model.ref.key)
+        handle = self._supervisor.of(model)
         if handle is None:
             return
         handle.set_keep_alive(keep_alive_s)
@@ -135,12 +136,12 @@ class Gate:
         """The common case without a queue: the worker is ready, and nobody waits for anything."""
         if self._waiting or self._is_closed:
             return None
-        handle = self._supervisor.get(model.ref.key)
-        if handle is None or not handle.slot().takes_requests or handle.model.digest != model.digest:
+        handle = self._supervisor.of(model)
+        if handle is None or not handle.slot().takes_requests:
             return None
         if self._limits.parallel and handle.record.leases >= self._limits.parallel:
             return None
-        return handle.lease(keep_alive_s)
+        return handle.lease(model, keep_alive_s)
 
     async def _wait(
         self, model: Model, keep_alive_s: float | None, on_progress: Callable[[WorkerView], None] | None
@@ -157,7 +158,8 @@ class Gate:
             )
         self._number += 1
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(self._number, model, keep_alive_s, self._clock.now(), future, on_progress)
+        key = self._supervisor.key(model)
+        waiter = _Waiter(self._number, key, model, keep_alive_s, self._clock.now(), future, on_progress)
         self._waiting[waiter.number] = waiter
         is_taken = False
         try:
@@ -192,7 +194,7 @@ class Gate:
     # --- deciding ------------------------------------------------------------------------------------------------
 
     def _worker_changed(self, handle: WorkerHandle) -> None:
-        mine = [waiter for waiter in self._waiting.values() if waiter.model.ref.key == handle.key]
+        mine = [waiter for waiter in self._waiting.values() if waiter.key == handle.key]
         if handle.state is State.FAILED and handle.error is not None:
             for waiter in mine:
                 self._fail(waiter, handle.error)
@@ -219,7 +221,7 @@ class Gate:
             self._is_looking = False
 
     def _act(self) -> None:
-        queue = [Waiting(each.number, each.model.ref.key, each.since) for each in self._waiting.values()]
+        queue = [Waiting(each.number, each.key, each.model.name, each.since) for each in self._waiting.values()]
         slots = {handle.key: handle.slot() for handle in self._supervisor.handles()}
         decisions = plan(queue, slots, self._limits.capacity, self._limits.parallel, self._clock.now())
         for decision in decisions:
@@ -239,26 +241,21 @@ class Gate:
     def _grant(self, waiter: _Waiter | None) -> None:
         if waiter is None or waiter.future.done():
             return
-        handle = self._supervisor.get(waiter.model.ref.key)
+        handle = self._supervisor.get(waiter.key)
         if handle is None or not handle.slot().takes_requests:
             return
-        if handle.model.digest != waiter.model.digest:
-            # The model was pulled anew while its old files were being served: load the new ones.
-            self._supervisor.decided(f"restart {handle.model.name}: its files have changed")
-            self._supervisor.stop(handle.key)
-            return
         self._waiting.pop(waiter.number, None)
-        waiter.future.set_result(handle.lease(waiter.keep_alive_s))
+        waiter.future.set_result(handle.lease(waiter.model, waiter.keep_alive_s))
 
     def _start(self, key: str, why: str) -> None:
-        waiter = next(each for each in self._waiting.values() if each.model.ref.key == key)
+        waiter = next(each for each in self._waiting.values() if each.key == key)
         rules = self._rules_for(waiter.model)
         self._supervisor.decided(why)
         idle_s = rules.idle_s if waiter.keep_alive_s is None else waiter.keep_alive_s
         self._supervisor.start(waiter.model, idle_s, rules.is_pinned)
 
     def _count_waiting(self, key: str) -> int:
-        return sum(1 for each in self._waiting.values() if each.model.ref.key == key)
+        return sum(1 for each in self._waiting.values() if each.key == key)
 
 
 def _draining(model: Model) -> VllamaError:

@@ -60,9 +60,11 @@ class Fitting:
     async def render(self, request: EngineRequest) -> str:
         """The prompt as the engine would read it, shortened if need be; nothing is generated."""
         prompt = request.fields.get("prompt")
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and not request.conversation:
             return prompt
         await self._fit_before(request)
+        if isinstance(prompt, str) and not request.context_prefix:
+            return request.fields["prompt"]
         tokens = [*request.context_prefix, *await self._tokens(request.tokenize_body)]
         stream = await self._lease.open(DETOKENIZE_PATH, orjson.dumps({"tokens": tokens}), self._headers)
         if stream.status != 200:
@@ -84,21 +86,21 @@ class Fitting:
         if self._may_cut:
             request.fields |= {"truncate_prompt_tokens": self._limit - self._room(), "truncation_side": "left"}
             return
-        messages = request.fields["messages"]
+        messages = request.conversation
         droppable = [at for at, message in enumerate(messages[:-1]) if message["role"] != "system"]
         fewest, most = 1, len(droppable)
         kept = None
         while fewest <= most:  # the count falls with every message that goes
             middle = (fewest + most) // 2
             gone = set(droppable[:middle])
-            request.fields["messages"] = [each for at, each in enumerate(messages) if at not in gone]
+            request.say([each for at, each in enumerate(messages) if at not in gone])
             if await self._count(request) < self._limit:
-                kept, most = request.fields["messages"], middle - 1
+                kept, most = request.conversation, middle - 1
             else:
                 fewest = middle + 1
         if kept is None:
             raise ollama_errors.context_exceeded(count, self._limit)
-        request.fields["messages"] = kept
+        request.say(kept)
 
     def _room(self) -> int:
         """Tokens of the context that a shortened prompt leaves for the answer: half, as Ollama's engine does, or less

@@ -3,15 +3,18 @@
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from aiohttp import web
 
 from vllama.reasons import Reason
 from vllamad.dialects import ollama_models
 from vllamad.dialects.go_values import dumps
+from vllamad.dialects.modelfile import read_parameters
 from vllamad.dialects.ollama_errors import PULL_NOT_FOUND, Refusal
 from vllamad.dialects.ollama_models import PullLines
 from vllamad.dialects.peek import Fields, bad_request, read_object
+from vllamad.dialects.recipes import options_with
 from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import ModelDetails
 from vllamad.domain.names import ModelRef
@@ -51,7 +54,11 @@ class Models:
             model = self._services.catalog.resolve(name)
         except ModelNotFound as error:
             raise ModelNotFound(str(ref)) from error
-        return json_answer(ollama_models.show(model, system))
+        own = fields.mapping("options", "map[string]interface {}")
+        parameters = read_parameters(options_with(model, own)) if own else model.recipe.parameters
+        recipe = replace(model.recipe, system=system or model.recipe.system, parameters=parameters)
+        source = self._services.catalog.source_name(model)
+        return json_answer(ollama_models.show(replace(model, recipe=recipe), source))
 
     async def copy(self, request: web.Request, call: Call) -> web.Response:
         fields = await self._fields(request, "CopyRequest")

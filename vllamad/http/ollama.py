@@ -16,10 +16,11 @@ from vllamad.dialects.ollama_options import Options, read_options
 from vllamad.dialects.ollama_requests import Asked, ChatAsked, GenerateAsked, read_chat, read_generate
 from vllamad.dialects.ollama_stream import ChatStream, GenerateStream, Timing
 from vllamad.dialects.peek import bad_request
+from vllamad.dialects.recipes import options_with
 from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Model
 from vllamad.domain.ports import EngineStream
-from vllamad.http.bodies import Bodies
+from vllamad.http.bodies import OFFLOAD_BYTES, Bodies
 from vllamad.http.calls import JSON, PLAIN_JSON, Call, json_answer, start_lines
 from vllamad.http.errors import end_lines
 from vllamad.http.fitting import Fitting
@@ -78,8 +79,8 @@ class Inference:
                 asked,
                 model,
                 options,
-                len(body),
-                lambda context_length: ollama.build_chat(chat, model, options, context_length),
+                _work(len(body), model.recipe.template),
+                lambda context_length: ollama.build_chat(chat, model, options, context_length, _today()),
                 lambda: ChatStream(asked.model, top_logprobs=asked.top_logprobs),
                 may_cut=False,
                 unspoken={"message": {"role": "", "content": ""}},
@@ -109,8 +110,8 @@ class Inference:
                 asked,
                 model,
                 options,
-                len(body),
-                lambda context_length: ollama.build_generate(generate, model, options, context_length),
+                _work(len(body), generate.template or model.recipe.template),
+                lambda context_length: ollama.build_generate(generate, model, options, context_length, _today()),
                 lambda: GenerateStream(asked.model, top_logprobs=asked.top_logprobs, wants_context=not generate.raw),
                 may_cut=True,
                 unspoken=empty,
@@ -210,12 +211,22 @@ class Inference:
         return answer
 
     def _options(self, asked: Asked, model: Model) -> Options:
-        options = read_options(asked.options)
+        options = read_options(options_with(model, asked.options))
         for name, why in options.without_effect:
             if name not in self._told and len(self._told) < MAX_TOLD_OPTIONS:
                 self._told.add(name)
                 log.info("http.option_without_effect option=%r why=%r model=%s", name[:80], why, model.name)
         return options
+
+
+def _work(size: int, template: str) -> int:
+    """How much work building a request is, as ``Bodies.work`` counts: a template may loop for seconds."""
+    return max(size, OFFLOAD_BYTES) if template else size
+
+
+def _today() -> str:
+    """For templates that show the date: the local one, as Ollama's."""
+    return time.strftime("%Y-%m-%d")
 
 
 def _note_usage(call: Call, reply: ChatStream | GenerateStream) -> None:

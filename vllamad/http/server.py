@@ -11,6 +11,8 @@ from aiohttp import web
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.http.bodies import Bodies
+from vllamad.http.creating import Creating
+from vllamad.http.embeddings import Embeddings
 from vllamad.http.middleware import Front, add_headers
 from vllamad.http.models import Models
 from vllamad.http.ollama import Inference
@@ -42,6 +44,7 @@ def make_app(services: Services, policy: Policy | None = None) -> web.Applicatio
 def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
     """The table of routes."""
     system, models, inference = System(services, policy), Models(services, bodies), Inference(services, bodies)
+    embeddings, creating = Embeddings(services, bodies), Creating(services, bodies)
     routes = Routes()
     routes.add("HEAD GET", "/", system.root, is_quiet=True)
     routes.add("HEAD GET", "/api/version", system.version, is_quiet=True)
@@ -53,8 +56,16 @@ def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
     routes.add("POST", "/api/copy", models.copy)
     routes.add("DELETE", "/api/delete", models.delete)
     routes.add("POST", "/api/pull", models.pull)
+    routes.add("POST", "/api/create", creating.create)
+    routes.add("HEAD", "/api/blobs/*", creating.has_blob)
+    routes.add("POST", "/api/blobs/*", creating.put_blob)
+    routes.add("POST", "/api/me", system.me)
+    routes.add("POST", "/api/signout", system.sign_out)
+    routes.add("DELETE", "/api/user/keys/*", system.sign_out)
     routes.add("POST", "/api/generate", inference.generate)
     routes.add("POST", "/api/chat", inference.chat)
+    routes.add("POST", "/api/embed", embeddings.embed)
+    routes.add("POST", "/api/embeddings", embeddings.embeddings)
     for route, text in UNSUPPORTED.items():
         method, path = route.split()
         routes.add(method, path, refuse(text))

@@ -3,8 +3,10 @@
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from vllamad.domain.creation import Creation
 from vllamad.domain.model import Model
 from vllamad.domain.operation import Operation
 from vllamad.domain.ports import EngineStream
@@ -17,7 +19,23 @@ class CatalogService(Protocol):
     def list(self) -> list[Model]: ...
     def resolve(self, name: str) -> Model: ...
     def pull(self, name: str) -> Operation: ...
+    def create(self, name: str, creation: Creation) -> Operation: ...
+    def source_name(self, model: Model) -> str: ...
     async def copy(self, source: str, destination: str) -> Model: ...
+
+
+class IncomingFile(Protocol):
+    """A file on its way in."""
+
+    async def write(self, data: bytes) -> None: ...
+    async def finish(self) -> None: ...
+
+
+class UploadsService(Protocol):
+    """Files that clients send before they make a model of them."""
+
+    async def find(self, sha256: str) -> Path | None: ...
+    def receive(self, sha256: str, size_bytes: int) -> AbstractAsyncContextManager[IncomingFile, bool | None]: ...
 
 
 class LoadingService(Protocol):
@@ -70,6 +88,7 @@ class Services:
     what is wrong (503)."""
 
     catalog: CatalogService
+    uploads: UploadsService
     loading: LoadingService
     operations: OperationsService
     gate: GateService

@@ -27,6 +27,13 @@ class System:
         """There is no cloud here, whatever the configuration."""
         return json_answer({"cloud": {"disabled": True, "source": "config"}})
 
+    async def me(self, request: web.Request, call: Call) -> web.Response:
+        """Nobody is signed in: there is no account."""
+        return json_answer({"error": "unauthorized", "signin_url": ""}, 401)
+
+    async def sign_out(self, request: web.Request, call: Call) -> web.Response:
+        raise Refusal(401, "you are not currently signed in", Reason.UNAUTHENTICATED)
+
     async def health(self, request: web.Request, call: Call) -> web.Response:
         """200 while requests can be served, 503 otherwise; the body says why."""
         health = self._services.health()
@@ -34,13 +41,7 @@ class System:
 
 
 UNSUPPORTED = {
-    "POST /api/embed": "embeddings are not supported in this version; generate and chat are: POST /api/chat",
-    "POST /api/embeddings": "embeddings are not supported in this version; generate and chat are: POST /api/chat",
-    "POST /api/create": "create is not supported over HTTP; use vllamactl create NAME --from MODEL|DIR|FILE.gguf,"
-    " or POST /api/copy for a second name",
     "POST /api/push": "push is not supported: models come from the hub, and go there by the hub's own tools",
-    "HEAD /api/blobs/*": "blobs are not supported; use vllamactl create NAME --from FILE.gguf",
-    "POST /api/blobs/*": "blobs are not supported; use vllamactl create NAME --from FILE.gguf",
 }
 """Routes that Ollama has and this version has not: what to do instead."""
 

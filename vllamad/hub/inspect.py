@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from vllamad.domain.model import Capability, Model, ModelDetails
 from vllamad.domain.ports import HubSource
+from vllamad.hub.inserting import insert_format
 from vllamad.hub.parsers import guess_parsers
 from vllamad.hub.selection import SAFETENSORS
 from vllamad.hub.tensors import read_weights
@@ -41,6 +42,7 @@ class Inspection:
     license: str
     tool_parser: str
     reasoning_parser: str
+    insert_format: str
 
     def apply(self, model: Model) -> Model:
         """The same model with what was found."""
@@ -52,6 +54,7 @@ class Inspection:
             license=self.license,
             tool_parser=self.tool_parser,
             reasoning_parser=self.reasoning_parser,
+            insert_format=self.insert_format,
         )
 
 
@@ -69,13 +72,17 @@ def inspect_model(folder: Path, *, name: str = "", hints: HubSource | None = Non
     tool_parser, reasoning_parser = _parsers(folder, family, template, hints)
     if is_embedding:
         tool_parser = reasoning_parser = ""
+    form = "" if is_embedding else insert_format(folder)
+    if hints and hints.capabilities and Capability.INSERT not in hints.capabilities:
+        form = ""  # its tokenizer has the marks, but the model was not trained for them
     return Inspection(
         details=_details(folder, config, text, family),
-        capabilities=_capabilities(config, family, is_embedding, tool_parser, reasoning_parser, hints),
+        capabilities=_capabilities(config, family, is_embedding, tool_parser, reasoning_parser, form, hints),
         template=template,
         license=_license(folder),
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
+        insert_format=form,
     )
 
 
@@ -163,6 +170,7 @@ def _capabilities(
     is_embedding: bool,
     tool_parser: str,
     reasoning_parser: str,
+    form: str,
     hints: HubSource | None,
 ) -> tuple[Capability, ...]:
     if is_embedding:
@@ -174,7 +182,7 @@ def _capabilities(
     claims = {
         Capability.COMPLETION: True,
         Capability.TOOLS: bool(tool_parser),
-        Capability.INSERT: Capability.INSERT in known,
+        Capability.INSERT: bool(form),
         Capability.VISION: any(config.get(part) for part in _VISION_PARTS) or Capability.VISION in known,
         Capability.THINKING: bool(reasoning_parser),
     }

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Source, SourceKind
+from vllamad.domain.model import (
+    NO_RECIPE,
+    Capability,
+    Model,
+    ModelDetails,
+    ModelFile,
+    ParameterValue,
+    Recipe,
+    Source,
+    SourceKind,
+)
 from vllamad.domain.names import ModelRef
 from vllamad.hub.selection import is_safe_path
 
@@ -45,9 +55,17 @@ def file_name(key: str) -> str:
 
 
 def digest_of(files: tuple[ModelFile, ...]) -> str:
-    """The content address of a model: SHA-256 over its files' digests and paths, sorted by path."""
+    """The content address of a model's files: SHA-256 over its files' digests and paths, sorted by path."""
     lines = sorted(f"{file.path}\0{file.sha256}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_with(contents: str, recipe: Recipe) -> str:
+    """The digest of a model: that of its files, unless a recipe makes another model of them."""
+    if recipe == NO_RECIPE:
+        return contents
+    text = json.dumps(_recipe_document(recipe), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(f"{contents}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def write_manifest(model: Model) -> bytes:
@@ -70,8 +88,38 @@ def write_manifest(model: Model) -> bytes:
         "reasoning_parser": model.reasoning_parser,
         "template": model.template,
         "license": model.license,
+        "insert_format": model.insert_format,
+        "recipe": _recipe_document(model.recipe),
     }
-    return json.dumps(document, ensure_ascii=False, indent=1).encode()
+    return json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
+
+
+def _recipe_document(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "ancestors": list(recipe.ancestors),
+        "parameters": dict(recipe.parameters),
+        "system": recipe.system,
+        "template": recipe.template,
+        "messages": [list(message) for message in recipe.messages],
+        "licenses": list(recipe.licenses),
+        "quantize": recipe.quantize,
+    }
+
+
+def _read_recipe(document: dict[str, Any]) -> Recipe:
+    parameters: dict[str, ParameterValue] = {
+        name: tuple(map(str, cast("list[object]", value))) if isinstance(value, list) else value
+        for name, value in document["parameters"].items()
+    }
+    return Recipe(
+        ancestors=tuple(document["ancestors"]),
+        parameters=parameters,
+        system=document["system"],
+        template=document["template"],
+        messages=tuple((role, text) for role, text in document["messages"]),
+        licenses=tuple(document["licenses"]),
+        quantize=document["quantize"],
+    )
 
 
 def read_manifest(text: bytes, folders: Path) -> Model:
@@ -85,17 +133,17 @@ def read_manifest(text: bytes, folders: Path) -> Model:
         )
         if not files or not all(is_safe_path(file.path) and _HEX.fullmatch(file.sha256) for file in files):
             raise BadManifest("its list of files is damaged")
-        digest = str(document["digest"])
-        if digest != digest_of(files):
+        contents, recipe = digest_of(files), _read_recipe(document["recipe"])
+        if document["digest"] != digest_with(contents, recipe):
             raise BadManifest("its digest does not fit its files")
         details = dict(document["details"])
         details["families"] = tuple(details.get("families", ()))
         source = document["source"]
         return Model(
             ref=ModelRef.parse(document["name"]),
-            digest=digest,
+            digest=document["digest"],
             files=files,
-            path=os.fspath(folders / digest),
+            path=os.fspath(folders / contents),
             modified_time=float(document["modified_time"]),
             source=Source(SourceKind(source["kind"]), source["repository"], source["revision"]),
             details=ModelDetails(**details),
@@ -104,6 +152,8 @@ def read_manifest(text: bytes, folders: Path) -> Model:
             license=document["license"],
             tool_parser=document["tool_parser"],
             reasoning_parser=document["reasoning_parser"],
+            insert_format=document["insert_format"],
+            recipe=recipe,
         )
     except (ValueError, KeyError, TypeError, AttributeError, VllamaError) as error:
         raise BadManifest(f"{type(error).__name__}: {error}") from error

@@ -4,7 +4,8 @@
 
     <folder>/manifests/qwen3=0.6b.json     one per name, see manifests.py; the only truth about what there is
     <folder>/blobs/sha256-<hex>            each content once, however many models share it; 0644
-    <folder>/folders/<digest>/<path>       what the engine loads: links into blobs/ under the files' own names
+    <folder>/folders/<digest>/<path>       what the engine loads: links into blobs/ under the files' own names; the
+                                           digest is that of the files alone, so models that share them share it
     <folder>/staging/<key>/                downloads and conversions that are not complete; kept for resuming
 
 A model exists from the moment its manifest is renamed into place, and is gone from the moment that is unlinked. What a
@@ -27,13 +28,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllama.reasons import Reason
+from vllamad.dialects.recipes import capabilities_with
 from vllamad.domain.errors import ModelNotFound, VllamaError
-from vllamad.domain.model import Model, ModelFile
+from vllamad.domain.model import NO_RECIPE, Model, ModelFile, Recipe
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import HubSource, StagedModel
 from vllamad.hub.faults import no_room, storage_faults
 from vllamad.hub.inspect import inspect_model
-from vllamad.hub.manifests import BadManifest, digest_of, file_name, read_manifest, write_manifest
+from vllamad.hub.manifests import BadManifest, digest_of, digest_with, file_name, read_manifest, write_manifest
 from vllamad.hub.selection import choose_files
 from vllamad.hub.solid import (
     FILE_MODE,
@@ -111,7 +113,9 @@ class ModelStore:
         with storage_faults("remove a partial download", folder):
             remove_tree(folder)
 
-    def commit(self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None) -> Model:
+    def commit(
+        self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None, recipe: Recipe = NO_RECIPE
+    ) -> Model:
         """Take the staged files over and write the manifest of ``ref``.
 
         Files in a staging folder of this store are linked, and the staging folder goes when the model is there; a
@@ -141,7 +145,7 @@ class ModelStore:
                     contents.append((ModelFile(path, sha256, size), source))
                 self._on_step("hashed")
                 with self._lock:
-                    model = self._commit_contents(ref, contents, staged, seen.apply)
+                    model = self._commit_contents(ref, contents, staged, recipe, seen.apply)
             finally:
                 remove_tree(imported)
             if is_ours:
@@ -150,14 +154,27 @@ class ModelStore:
 
     def copy(self, source: Model, destination: ModelRef) -> Model:
         """Give a model a second name; an existing one of that name is replaced. Onto itself: nothing changes."""
+        return self.derive(source, destination, source.recipe)
+
+    def derive(self, source: Model, destination: ModelRef, recipe: Recipe) -> Model:
+        """Make another model of the same files; an existing one of that name is replaced. A model that would not
+        differ from the one that has the name already is left as it is."""
         known = self._known()
-        with self._lock, storage_faults(f"copy {source.name} to {destination}", self._manifests):
+        with self._lock, storage_faults(f"write {destination}", self._manifests):
             stored = known.get(source.ref.key)
             if stored is None:
                 raise ModelNotFound(source.name)
-            if destination.key == source.ref.key:
+            if destination.key == source.ref.key and recipe == stored.recipe:
                 return stored
-            return self._write(known, replace(stored, ref=destination, modified_time=self._now()))
+            model = replace(
+                stored,
+                ref=destination,
+                modified_time=self._now(),
+                recipe=recipe,
+                digest=digest_with(_contents(stored), recipe),
+                capabilities=capabilities_with(recipe, stored.capabilities),
+            )
+            return self._write(known, model)
 
     def remove(self, model: Model) -> int:
         """Remove a model's name and what no other model needs; returns the freed bytes. Removing it again frees 0."""
@@ -226,6 +243,7 @@ class ModelStore:
         ref: ModelRef,
         contents: list[tuple[ModelFile, Path]],
         staged: StagedModel,
+        recipe: Recipe,
         describe: Callable[[Model], Model],
     ) -> Model:
         known = self._known_locked()
@@ -243,13 +261,16 @@ class ModelStore:
         before = known.get(ref.key)
         model = Model(
             ref=before.ref if before else ref,
-            digest=digest,
+            digest=digest_with(digest, recipe),
             files=files,
             path=os.fspath(self._folders / digest),
             modified_time=self._now(),
             source=staged.source,
+            recipe=recipe,
         )
-        return self._write(known, describe(model))
+        described = describe(model)
+        capabilities = capabilities_with(recipe, described.capabilities)
+        return self._write(known, replace(described, capabilities=capabilities))
 
     def _choose(self, doing: str, folder: Path) -> list[str]:
         """What to copy from a folder that is not ours; refused before the first byte if there is no room for it."""
@@ -311,8 +332,8 @@ class ModelStore:
         sync_folder(self._folders)
 
     def _free(self, known: dict[str, Model], gone: Model) -> int:
-        if not any(model.digest == gone.digest for model in known.values()):
-            remove_tree(self._folders / gone.digest)
+        if not any(model.path == gone.path for model in known.values()):
+            remove_tree(self._folders / _contents(gone))
             self._on_step("folder removed")
         if self._unreadable:
             log.warning("store.kept model=%s why=%d manifests cannot be read", gone.name, len(self._unreadable))
@@ -332,12 +353,12 @@ class ModelStore:
         for entry in os.scandir(self._manifests):
             if entry.name.startswith(_TEMPORARY):
                 Path(entry.path).unlink(missing_ok=True)
-        digests = {model.digest for model in known.values()}
+        digests = {_contents(model) for model in known.values()}
         for entry in os.scandir(self._folders):
             if entry.name not in digests and (entry.name.startswith(_TEMPORARY) or not self._unreadable):
                 remove_tree(Path(entry.path))
         for model in known.values():
-            self._build_folder(model.digest, model.files)
+            self._build_folder(_contents(model), model.files)
         if not self._unreadable:
             needed = {f"sha256-{file.sha256}" for model in known.values() for file in model.files}
             for entry in os.scandir(self._blobs):
@@ -350,6 +371,11 @@ class ModelStore:
             elif self._now() - _newest(Path(entry.path)) > STALE_STAGING_S:
                 log.info("store.stale staging=%s", entry.name)
                 remove_tree(Path(entry.path))
+
+
+def _contents(model: Model) -> str:
+    """The digest of a model's files alone: the name of its folder."""
+    return Path(model.path).name
 
 
 def _files_of(folder: Path) -> list[str]:

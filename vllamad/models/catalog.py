@@ -6,30 +6,49 @@ first to disk (in a thread, atomically), then into the dictionary.
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from vllamad.domain.errors import ModelNotFound
-from vllamad.domain.model import Model, Source, SourceKind
+from vllama.reasons import Reason
+from vllamad.domain.creation import Creation, FromFolder, FromGguf, FromModel, FromUploads, inherit
+from vllamad.domain.errors import ModelNotFound, VllamaError
+from vllamad.domain.model import NO_RECIPE, Model, Recipe, Source, SourceKind
 from vllamad.domain.names import HUB_HOSTS, ModelRef
 from vllamad.domain.operation import Operation, OperationKind, Progress
-from vllamad.domain.ports import Converter, Hub, HubSource, StagedModel, Store
-from vllamad.operations.registry import Operations, Report
+from vllamad.domain.ports import Converter, Hub, HubSource, StagedModel, Store, Uploads
+from vllamad.operations.registry import Operations, Report, Work
+
+_UNQUANTIZED = frozenset({"F16", "BF16", "F32"})
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Catalog:
-    """Names to models. It knows nothing of workers: whoever removes a model that is loaded asks ``Loading`` first."""
+    """Names to models. It knows nothing of workers: whoever removes a model that is loaded asks ``Loading`` first,
+    which also hears of every change by ``on_change``."""
 
-    def __init__(self, store: Store, hub: Hub, converter: Converter, operations: Operations) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        converter: Converter,
+        uploads: Uploads,
+        operations: Operations,
+        quantizations: Callable[[], tuple[str, ...]],
+        configured: Callable[[Model], Model] = lambda model: model,
+    ) -> None:
+        self.on_change: Callable[[], None] = lambda: None
         self._store = store
         self._hub = hub
         self._converter = converter
+        self._uploads = uploads
+        self._quantizations = quantizations
+        self._configured = configured
         self._operations = operations
         self._models: dict[str, Model] = {}
         # One thread: commits and removals of a store must not overlap, and a disk walk is no work for the loop.
@@ -39,15 +58,18 @@ class Catalog:
 
     async def load(self) -> None:
         """Read the store; call once, before anything else. Raises STORAGE_FAILED."""
+        await asyncio.to_thread(self._uploads.sweep, all_temporary=True)
         self._models = {model.ref.key: model for model in await self._on_disk(self._store.load)}
 
     def list(self) -> list[Model]:
-        """Every model, newest first."""
-        return sorted(self._models.values(), key=lambda model: (-model.modified_time, model.name))
+        """Every model as it is configured, newest first."""
+        newest = sorted(self._models.values(), key=lambda model: (-model.modified_time, model.name))
+        return [self._configured(model) for model in newest]
 
     def resolve(self, name: str) -> Model:
-        """The model that a name means here. ``hf.co/org/repo`` and ``org/repo`` are the same repository and find each
-        other. Raises INVALID_REQUEST (the name) or ModelNotFound (with the name as it was typed)."""
+        """The model that a name means here, as it is configured. ``hf.co/org/repo`` and ``org/repo`` are the same
+        repository and find each other. Raises INVALID_REQUEST (the name) or ModelNotFound (with the name as it was
+        typed)."""
         ref = ModelRef.parse(name)
         model = self._models.get(ref.key)
         if model is None and ref.is_repository:
@@ -55,7 +77,12 @@ class Catalog:
             model = next((self._models[other.key] for other in others if other.key in self._models), None)
         if model is None:
             raise ModelNotFound(name.strip())
-        return model
+        return self._configured(model)
+
+    def source_name(self, model: Model) -> str:
+        """The name to make a model from again: that of the first one in its line, if it still has the same files."""
+        first = self._models.get(ModelRef.parse(model.lineage[0]).key)
+        return first.name if first is not None and first.path == model.path else model.name
 
     def total_bytes(self) -> int:
         """Bytes on disk; files that several models share count once."""
@@ -78,44 +105,14 @@ class Catalog:
 
         return self._operations.start_or_join(OperationKind.PULL, str(ref), ref.key, work)
 
-    def create_from_gguf(self, name: str, file: Path) -> Operation:
-        """Start to make a model out of a GGUF file."""
+    def create(self, name: str, creation: Creation) -> Operation:
+        """Start to make a model. One of that name is replaced when the new one is complete, not before. Raises
+        INVALID_REQUEST (the name, files that are no model), DRAINING; the rest is in the operation."""
         ref = ModelRef.parse(name)
-
-        async def work(report: Report) -> None:
-            key = _staging_key("gguf", str(file))
-            await self._on_disk(self._store.discard, key)
-            staging = await self._on_disk(self._store.staging, key)
-            try:
-                staged = await self._converter.convert_gguf(file, staging, report)
-                await self._commit(ref, staged, None, report)
-            finally:
-                await self._on_disk(self._store.discard, key)
-
-        return self._operations.start_or_join(OperationKind.CREATE, str(ref), ref.key, work)
-
-    def create_from_folder(self, name: str, folder: Path) -> Operation:
-        """Start to take over a folder of safetensors; the folder itself is left as it is."""
-        ref = ModelRef.parse(name)
-
-        async def work(report: Report) -> None:
-            report(Progress("copying", str(folder)))
-            self._put(
-                await self._on_disk(self._store.commit, ref, StagedModel(folder, Source(SourceKind.FOLDER)), None)
-            )
-
-        return self._operations.start_or_join(OperationKind.CREATE, str(ref), ref.key, work)
-
-    def create_from_model(self, name: str, base: str) -> Operation:
-        """Start to give a model that is here another name (its files are shared)."""
-        ref = ModelRef.parse(name)
-        source = self.resolve(base)
-
-        async def work(report: Report) -> None:
-            report(Progress("writing manifest"))
-            await self.copy(source.name, str(ref))
-
-        return self._operations.start_or_join(OperationKind.CREATE, str(ref), ref.key, work)
+        if creation.changes.quantize:
+            self._check_quantization(ref, creation)
+        work = self._work_of(ref, creation)
+        return self._operations.start_or_join(OperationKind.CREATE, str(ref), f"{ref.key} {creation!r}", work)
 
     async def copy(self, source: str, destination: str) -> Model:
         """Give a model a second name; a model that had it before is replaced. Onto itself: no change."""
@@ -129,7 +126,118 @@ class Catalog:
         model = self.resolve(name)
         freed = await self._on_disk(self._store.remove, model)
         self._models.pop(model.ref.key, None)
+        self.on_change()
         return freed
+
+    # --- making --------------------------------------------------------------------------------------------------
+
+    def _work_of(self, ref: ModelRef, creation: Creation) -> Work:
+        changes = creation.changes
+        match creation.origin:
+            case FromModel(base):
+                ModelRef.parse(base)
+                return lambda report: self._make_from_model(ref, base, changes, report)
+            case FromFolder(folder):
+                return lambda report: self._make_from_folder(ref, folder, changes, report)
+            case FromGguf(file):
+                return lambda report: self._make_from_gguf(ref, file, changes, report)
+            case FromUploads(files):
+                return self._work_of_uploads(ref, files, changes)
+
+    def _check_quantization(self, ref: ModelRef, creation: Creation) -> None:
+        """What the engine cannot do at its load is refused when the model is made, not when it is asked."""
+        wanted, known = creation.changes.quantize, self._quantizations()
+        base = (
+            self._models.get(ModelRef.parse(creation.origin.name).key)
+            if isinstance(creation.origin, FromModel)
+            else None
+        )
+        if base is not None and base.details.quantization_level not in _UNQUANTIZED:
+            raise VllamaError(
+                Reason.INVALID_REQUEST,
+                "quantization is only supported for F16, BF16 and F32 models",
+                f"{base.name} is {base.details.quantization_level} already; make it from the original",
+                model=str(ref),
+            )
+        if wanted not in known:
+            shown = ", ".join(each.upper() for each in known) or "none on this machine's engine"
+            raise VllamaError(
+                Reason.UNSUPPORTED,
+                f"unsupported quantization type {wanted.upper()} - supported types are {shown}",
+                "pull a repository that is quantised already (AWQ, GPTQ, FP8)",
+                model=str(ref),
+            )
+
+    def _work_of_uploads(self, ref: ModelRef, files: Mapping[str, str], changes: Recipe) -> Work:
+        ggufs = [sha256 for path, sha256 in files.items() if path.lower().endswith(".gguf")]
+        if len(ggufs) > 1:
+            raise VllamaError(
+                Reason.UNSUPPORTED,
+                f"cannot create {ref}: it has {len(ggufs)} GGUF files",
+                "merge the parts of a split model into one file, or use safetensors",
+            )
+        if ggufs:
+            return lambda report: self._make_from_upload(ref, ggufs[0], changes, report)
+        if any(path.lower().endswith(".safetensors") for path in files):
+            return lambda report: self._make_from_uploads(ref, files, changes, report)
+        raise VllamaError(
+            Reason.INVALID_REQUEST, "unknown type", "send a GGUF file, or a folder's safetensors, config and tokenizer"
+        )
+
+    async def _make_from_model(self, ref: ModelRef, base: str, changes: Recipe, report: Report) -> None:
+        try:
+            model = self.resolve(base)
+        except ModelNotFound:
+            base_ref = ModelRef.parse(base)
+            await self._pull(base_ref, self._hub.resolve(base_ref), report)
+            model = self.resolve(base)
+        report(Progress("writing manifest"))
+        recipe = inherit(model, changes)
+        self._put(await self._on_disk(self._store.derive, model, ref, recipe))
+
+    async def _make_from_folder(self, ref: ModelRef, folder: Path, changes: Recipe, report: Report) -> None:
+        report(Progress("copying", str(folder)))
+        await self._commit(ref, StagedModel(folder, Source(SourceKind.FOLDER)), None, report, changes)
+
+    async def _make_from_gguf(self, ref: ModelRef, file: Path, changes: Recipe, report: Report) -> None:
+        key = _staging_key("gguf", ref.key, str(file))
+        await self._on_disk(self._store.discard, key)
+        staging = await self._on_disk(self._store.staging, key)
+        try:
+            staged = await self._converter.convert_gguf(file, staging, report)
+            await self._commit(ref, staged, None, report, changes)
+        finally:
+            await self._on_disk(self._store.discard, key)
+
+    async def _make_from_upload(self, ref: ModelRef, sha256: str, changes: Recipe, report: Report) -> None:
+        await self._make_from_gguf(ref, await self._uploaded(sha256), changes, report)
+        await asyncio.to_thread(self._uploads.discard, sha256)
+
+    async def _make_from_uploads(
+        self, ref: ModelRef, files: Mapping[str, str], changes: Recipe, report: Report
+    ) -> None:
+        report(Progress("converting model"))
+        key = _staging_key("uploads", *(f"{path} {sha256}" for path, sha256 in sorted(files.items())))
+        staging = await self._on_disk(self._store.staging, key)
+        try:
+            for path, sha256 in files.items():
+                await self._on_disk(_link, await self._uploaded(sha256), staging / path)
+            known = {path: sha256.lower() for path, sha256 in files.items()}
+            await self._commit(ref, StagedModel(staging, Source(SourceKind.FOLDER), known), None, report, changes)
+        finally:
+            await self._on_disk(self._store.discard, key)
+        for sha256 in files.values():
+            await asyncio.to_thread(self._uploads.discard, sha256)
+
+    async def _uploaded(self, sha256: str) -> Path:
+        found = await asyncio.to_thread(self._uploads.find, sha256)
+        if found is None:
+            raise VllamaError(
+                Reason.INVALID_REQUEST,
+                f'blob "sha256:{sha256}" not found',
+                f"send it first: POST /api/blobs/sha256:{sha256}",
+            )
+        return found
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -141,12 +249,20 @@ class Catalog:
         await self._commit(ref, staged, source, report)
         await self._on_disk(self._store.discard, key)
 
-    async def _commit(self, ref: ModelRef, staged: StagedModel, hints: HubSource | None, report: Report) -> None:
+    async def _commit(
+        self,
+        ref: ModelRef,
+        staged: StagedModel,
+        hints: HubSource | None,
+        report: Report,
+        recipe: Recipe = NO_RECIPE,
+    ) -> None:
         report(Progress("writing manifest"))
-        self._put(await self._on_disk(self._store.commit, ref, staged, hints))
+        self._put(await self._on_disk(self._store.commit, ref, staged, hints, recipe))
 
     def _put(self, model: Model) -> Model:
         self._models[model.ref.key] = model
+        self.on_change()
         return model
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -161,3 +277,9 @@ class Catalog:
 
 def _staging_key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _link(file: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    os.link(file, place)

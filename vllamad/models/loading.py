@@ -29,6 +29,7 @@ class Loading:
         self._gate = gate
         self._supervisor = supervisor
         self._operations = operations
+        catalog.on_change = self.tidy
 
     def start(self, name: str, keep_alive_s: float | None = None) -> Operation:
         """Load a model, or join its loading; done when its worker is READY."""
@@ -54,9 +55,12 @@ class Loading:
         return self._operations.start_or_join(OperationKind.STOP, model.name, f"{model.ref.key} {force}", work)
 
     async def remove(self, name: str, force: bool) -> int:
-        """Remove a model; while it is loaded only if ``force`` is set, and then its worker goes first."""
+        """Remove a model; while it is loaded only if ``force`` is set, and then its worker goes first. A worker that
+        serves other models too stays."""
         model = self._catalog.resolve(name)
-        handle = self._supervisor.get(model.ref.key)
+        if self._sharers(model):
+            return await self._catalog.remove(name)
+        handle = self._supervisor.of(model)
         if handle is not None and handle.state not in AT_REST and not force:
             raise VllamaError(
                 Reason.MODEL_IN_USE,
@@ -67,9 +71,30 @@ class Loading:
         await self.unload(model, force=True)
         return await self._catalog.remove(name)
 
+    def tidy(self) -> None:
+        """Models have come, changed or gone: stop workers that serve none any more, and call the others by a name that
+        there is."""
+        served: dict[str, list[Model]] = {}
+        for model in self._catalog.list():
+            served.setdefault(self._supervisor.key(model), []).append(model)
+        for handle in self._supervisor.handles():
+            models = served.get(handle.key, [])
+            if models:
+                if handle.model.ref.key not in {model.ref.key for model in models}:
+                    handle.model = models[0]
+            elif handle.state not in AT_REST and handle.record.goal is Goal.RUN:
+                self._supervisor.decided(f"stop {handle.model.name}: it was replaced or removed")
+                self._supervisor.stop(handle.key)
+
+    def _sharers(self, model: Model) -> list[Model]:
+        """Other models that the same worker serves."""
+        key = self._supervisor.key(model)
+        others = (other for other in self._catalog.list() if other.ref.key != model.ref.key)
+        return [other for other in others if self._supervisor.key(other) == key]
+
     async def unload(self, model: Model, force: bool) -> None:
         """Return when the worker is at rest; raises INTERNAL if its processes cannot be ended."""
-        key = model.ref.key
+        key = self._supervisor.key(model)
         handle = self._supervisor.get(key)
         if handle is None:
             return

@@ -1,6 +1,7 @@
 """The set of workers (floor 3): makes the scheduler's decisions true, and ends everything in order.
 
-Workers are known by their model's key. A worker that came to rest with nothing left to tell (STOPPED) is forgotten; one
+Workers are known by what their engine depends on (``Engine.identity``), so models that are served alike share one. A
+worker that came to rest with nothing left to tell (STOPPED) is forgotten; one
 that FAILED stays, with its cause, until it is started or stopped again.
 """
 
@@ -55,6 +56,7 @@ class Supervisor:
         self.count_waiting: Callable[[str], int] = lambda _key: 0
         self.decisions: deque[Decided] = deque(maxlen=KEPT_DECISIONS)
         self._clock = clock
+        self._engine = engine
         self._folder = folder
         self._new_ring = new_ring
         self._handles: dict[str, WorkerHandle] = {}
@@ -106,13 +108,14 @@ class Supervisor:
 
     def start(self, model: Model, idle_s: float, is_pinned: bool = False) -> WorkerHandle:
         """Want a model's worker to run, whatever state it is in."""
-        handle = self._handles.get(model.ref.key)
+        key = self.key(model)
+        handle = self._handles.get(key)
         if handle is None:
             self._numbers += 1
-            handle = WorkerHandle(model, self._numbers, self._deps, self._ring(model.ref.key), idle_s)
-            self._handles[model.ref.key] = handle
+            handle = WorkerHandle(key, model, self._numbers, self._deps, self._ring(key), idle_s)
+            self._handles[key] = handle
         elif handle.state in {State.STOPPED, State.FAILED, State.BACKOFF}:
-            handle.model = model  # it may have been pulled anew since
+            handle.model = model  # the name that it was started for last
         handle.is_pinned = is_pinned
         handle.post(Kind.START)
         return handle
@@ -130,8 +133,16 @@ class Supervisor:
 
     # --- questions -----------------------------------------------------------------------------------------------
 
+    def key(self, model: Model) -> str:
+        """The key of the worker that serves a model, whether there is one or not."""
+        return self._engine.identity(model)
+
     def get(self, key: str) -> WorkerHandle | None:
         return self._handles.get(key)
+
+    def of(self, model: Model) -> WorkerHandle | None:
+        """The worker that serves a model now."""
+        return self._handles.get(self.key(model))
 
     def handles(self) -> list[WorkerHandle]:
         return list(self._handles.values())
@@ -140,9 +151,9 @@ class Supervisor:
         """Every worker, in the order of their names."""
         return sorted((handle.view() for handle in self._handles.values()), key=lambda view: view.name)
 
-    def ring(self, key: str) -> WritableRing:
+    def ring(self, model: Model) -> WritableRing:
         """The output of a model's engine, over restarts; an empty one if it never ran."""
-        return self._ring(key)
+        return self._ring(self.key(model))
 
     def _ring(self, key: str) -> WritableRing:
         ring = self._rings.get(key)

@@ -66,8 +66,13 @@ class WorkerDeps:
 class WorkerHandle:
     """The one owner of one worker's record."""
 
-    def __init__(self, model: Model, number: int, deps: WorkerDeps, ring: WritableRing, idle_s: float) -> None:
+    def __init__(
+        self, key: str, model: Model, number: int, deps: WorkerDeps, ring: WritableRing, idle_s: float
+    ) -> None:
+        self.key = key
+        """What it is known by; see ``Engine.identity``."""
         self.model = model
+        """The model that it was started for; others may share it."""
         self.name = f"workers/{model.ref.slug}-{number}"
         self.record = WorkerRecord()
         self.ring = ring
@@ -95,16 +100,13 @@ class WorkerHandle:
     def state(self) -> State:
         return self.record.state
 
-    @property
-    def key(self) -> str:
-        return self.model.ref.key
-
     def slot(self) -> Slot:
         """The scheduler's picture of this worker."""
         record = self.record
         is_suspect = self._life is not None and self._life.is_suspect
         return Slot(
             self.key,
+            self.model.name,
             record.state,
             record.goal,
             record.held,
@@ -143,8 +145,9 @@ class WorkerHandle:
 
     # --- leases --------------------------------------------------------------------------------------------------
 
-    def lease(self, keep_alive_s: float | None) -> Lease:
-        """Give a lease; only in READY. ``keep_alive_s`` None leaves the worker's setting as it is."""
+    def lease(self, model: Model, keep_alive_s: float | None) -> Lease:
+        """Give a lease for ``model``, which it serves; only in READY. ``keep_alive_s`` None leaves the worker's setting
+        as it is."""
         life = self._life
         if life is None or life.client is None:
             raise IllegalTransition(self.record, Event(Kind.LEASED))
@@ -153,7 +156,7 @@ class WorkerHandle:
         if keep_alive_s is not None:
             self._idle.idle_s = keep_alive_s
         lease = Lease(
-            self.model,
+            model,
             life.client,
             life.context_length,
             lambda one: self._returned(one, life.number),

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "size_bytes", "modify_time", "capabilities", "details", "source", "repository", "revision", "path", "template", "license", "files")
+    __slots__ = ("name", "digest", "size_bytes", "modify_time", "capabilities", "details", "source", "repository", "revision", "path", "template", "license", "files", "system", "parameters", "messages", "modelfile", "parent")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,11 @@ class Model(_message.Message):
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     LICENSE_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    MODELFILE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     size_bytes: int
@@ -35,7 +40,20 @@ class Model(_message.Message):
     template: str
     license: str
     files: _containers.RepeatedCompositeFieldContainer[ModelFile]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., modify_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., details: _Optional[_Union[ModelDetails, _Mapping]] = ..., source: _Optional[str] = ..., repository: _Optional[str] = ..., revision: _Optional[str] = ..., path: _Optional[str] = ..., template: _Optional[str] = ..., license: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ...) -> None: ...
+    system: str
+    parameters: str
+    messages: _containers.RepeatedCompositeFieldContainer[ModelMessage]
+    modelfile: str
+    parent: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., modify_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., details: _Optional[_Union[ModelDetails, _Mapping]] = ..., source: _Optional[str] = ..., repository: _Optional[str] = ..., revision: _Optional[str] = ..., path: _Optional[str] = ..., template: _Optional[str] = ..., license: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., system: _Optional[str] = ..., parameters: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ModelMessage, _Mapping]]] = ..., modelfile: _Optional[str] = ..., parent: _Optional[str] = ...) -> None: ...
+
+class ModelMessage(_message.Message):
+    __slots__ = ("role", "content")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    content: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
 
 class ModelDetails(_message.Message):
     __slots__ = ("format", "family", "families", "parameter_size", "quantization_level", "parameter_count", "context_length", "embedding_length", "block_count", "feed_forward_length", "head_count", "head_count_kv", "vocab_size")
@@ -112,16 +130,20 @@ class PullModelResponse(_message.Message):
     def __init__(self, operation: _Optional[_Union[_operations_pb2.Operation, _Mapping]] = ...) -> None: ...
 
 class CreateModelRequest(_message.Message):
-    __slots__ = ("name", "from_model", "from_folder", "from_gguf")
+    __slots__ = ("name", "from_model", "from_folder", "from_gguf", "modelfile", "folder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FROM_MODEL_FIELD_NUMBER: _ClassVar[int]
     FROM_FOLDER_FIELD_NUMBER: _ClassVar[int]
     FROM_GGUF_FIELD_NUMBER: _ClassVar[int]
+    MODELFILE_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
     name: str
     from_model: str
     from_folder: str
     from_gguf: str
-    def __init__(self, name: _Optional[str] = ..., from_model: _Optional[str] = ..., from_folder: _Optional[str] = ..., from_gguf: _Optional[str] = ...) -> None: ...
+    modelfile: bytes
+    folder: str
+    def __init__(self, name: _Optional[str] = ..., from_model: _Optional[str] = ..., from_folder: _Optional[str] = ..., from_gguf: _Optional[str] = ..., modelfile: _Optional[bytes] = ..., folder: _Optional[str] = ...) -> None: ...
 
 class CreateModelResponse(_message.Message):
     __slots__ = ("operation",)

@@ -98,9 +98,10 @@ class ModelsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateModel(self, request, context):
-        """Makes a local model from a GGUF file, a folder of safetensors, or another model, and returns the operation at
-        once. An existing model of that name is replaced when the new one is complete, not before. Fails with
-        INVALID_REQUEST, MODEL_NOT_FOUND (`from_model`), DRAINING; later with UNSUPPORTED, STORAGE_FULL, STORAGE_FAILED.
+        """Makes a local model from a GGUF file, a folder of safetensors, or another model, with what a Modelfile says beside
+        them, and returns the operation at once. An existing model of that name is replaced when the new one is complete,
+        not before. A base model that is not here is pulled first. Fails with INVALID_REQUEST, UNSUPPORTED, DRAINING; later,
+        in the operation, with UNSUPPORTED, STORAGE_FULL, STORAGE_FAILED, and with what a pull fails with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
