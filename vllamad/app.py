@@ -384,6 +384,7 @@ class Daemon:
             max_num_seqs=chosen.max_num_seqs,
             dtype=chosen.dtype,
             args=chosen.args,
+            adapter_rank=self._catalog.adapter_rank(model),
         )
 
     def _rules(self, model: Model) -> ModelRules:

@@ -105,6 +105,7 @@ class FakeEngine:
         self.served = 0
         self.requests: deque[dict[str, Any]] = deque(maxlen=50)
         self.connections: set[asyncio.StreamWriter] = set()
+        self.adapters: dict[str, str] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -295,6 +296,8 @@ class FakeEngine:
             return await respond(writer, 200, answer)
         if path == "/detokenize":
             return await respond(writer, 200, {"prompt": " ".join(f"t{each}" for each in body["tokens"])})
+        if path == "/v1/load_lora_adapter" and self.card.has_adapters:
+            return await self.learn(writer, body["lora_name"], body["lora_path"])
         self.requests.append({"path": path, "headers": headers, "body": body})
         self.served += 1
         if self.faults.drop_requests > 0:
@@ -311,6 +314,8 @@ class FakeEngine:
             return await self.embed(writer, body)
         is_chat = path == "/v1/chat/completions"
         decided = plan(self.card, body, is_chat=is_chat)
+        if body.get("model") in self.adapters:
+            decided.tokens = [token.upper() for token in decided.tokens]
         self.running += 1
         try:
             if body.get("stream"):
@@ -325,6 +330,19 @@ class FakeEngine:
             self.running -= 1
         self.finished += 1
         return True
+
+    async def learn(self, writer: asyncio.StreamWriter, name: str, path: str) -> bool:
+        """Whoever asks for an adapter by its name gets answers in capitals; any other name is the model's own."""
+        if name in self.adapters:
+            hint = " If you want to load the adapter in place, set 'load_inplace' to True."
+            text = f"The lora adapter '{name}' has already been loaded.{hint}"
+            return await respond(writer, 400, Refused(400, text, "InvalidUserInput").body)
+        if not (Path(path) / "adapter_model.safetensors").exists():
+            text = f"The lora adapter '{name}' at path '{path}' does not exist."
+            return await respond(writer, 404, Refused(404, text, "NotFoundError").body)
+        self.adapters[name] = path
+        text = f"Success: LoRA adapter '{name}' added successfully."
+        return await respond(writer, 200, text.encode(), "text/plain; charset=utf-8")
 
     async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
         answer = embeddings(self.card, body, self.served)
@@ -435,6 +453,7 @@ def serve(arguments: list[str]) -> None:
         has_tools="--enable-auto-tool-choice" in options and "--tool-call-parser" in options,
         has_reasoning="--reasoning-parser" in options,
         is_pooling=options.get("--runner") == ["pooling"],
+        has_adapters="--enable-lora" in options,
         default_tokens=faults.tokens,
     )
     asyncio.run(FakeEngine(card, faults, Path(options["--uds"][0])).run())

@@ -36,6 +36,7 @@ class Card:
     has_tools: bool = False
     has_reasoning: bool = False
     is_pooling: bool = False
+    has_adapters: bool = False
     default_tokens: int = DEFAULT_TOKENS
 
 

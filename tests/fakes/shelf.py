@@ -11,7 +11,7 @@ from tests.fakes.clock import FakeClock
 from vllama.reasons import Reason
 from vllamad.dialects.recipes import capabilities_with
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import NO_RECIPE, Model, Recipe, Source, SourceKind
+from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
 from vllamad.domain.ports import HubSource, StagedModel
@@ -37,16 +37,24 @@ class FakeStore:
         return None
 
     def commit(
-        self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None, recipe: Recipe = NO_RECIPE
+        self,
+        ref: ModelRef,
+        staged: StagedModel,
+        hints: HubSource | None = None,
+        recipe: Recipe = NO_RECIPE,
+        adapter: Adapter | None = None,
     ) -> Model:
         self.committed.append(staged)
-        return self._keep(replace(self.made, ref=ref, source=staged.source), recipe)
+        return self._keep(replace(self.made, ref=ref, source=staged.source, adapter=adapter), recipe)
+
+    def adopt(self, folder: Path) -> Adapter:
+        return Adapter("ad" * 32, (), str(folder), 8)
 
     def copy(self, source: Model, destination: ModelRef) -> Model:
-        return self.derive(source, destination, source.recipe)
+        return self.derive(source, destination, source.recipe, source.adapter)
 
-    def derive(self, source: Model, destination: ModelRef, recipe: Recipe) -> Model:
-        return self._keep(replace(source, ref=destination), recipe)
+    def derive(self, source: Model, destination: ModelRef, recipe: Recipe, adapter: Adapter | None = None) -> Model:
+        return self._keep(replace(source, ref=destination, adapter=adapter), recipe)
 
     def remove(self, model: Model) -> int:
         return self.models.pop(model.ref.key).size_bytes

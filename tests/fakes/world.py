@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import Model, ModelFile, Source, SourceKind
+from vllamad.domain.model import Adapter, Model, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import (
     Child,
@@ -68,6 +68,7 @@ class FakeClient:
     def __init__(self, child: "FakeChild") -> None:
         self.child = child
         self.streams: list[FakeStream] = []
+        self.learnt: list[str] = []
         self.is_closed = False
 
     async def is_healthy(self) -> bool:
@@ -83,6 +84,9 @@ class FakeClient:
         stream = FakeStream()
         self.streams.append(stream)
         return stream
+
+    async def learn(self, adapter: Adapter) -> None:
+        self.learnt.append(adapter.name)
 
     async def close(self) -> None:
         self.is_closed = True

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ollama
 import pytest
@@ -199,7 +200,7 @@ def test_a_modelfile_with_a_fault_is_refused_by_its_line(house: Daemon) -> None:
         ("SYSTEM x\n", "no FROM line"),
         ("FROM tiny\nPARAMETER num_ctx many\n", "invalid int value [many]"),
         ("FROM tiny\nTEMPLATE {{ .Nope\n", "template error: template: :1: unclosed action"),
-        ("FROM tiny\nADAPTER ./lora\n", "ADAPTER is not supported"),
+        ("FROM tiny\nADAPTER ./lora\n", "it has no adapter_config.json"),
         ("FROM ./not-there.gguf\n", "not-there.gguf"),
     ):
         file.write_text(text)
@@ -207,6 +208,37 @@ def test_a_modelfile_with_a_fault_is_refused_by_its_line(house: Daemon) -> None:
         assert result.returncode == 2, result
         assert told in result.stderr
     assert "x:latest" not in {model["name"] for model in house.json("list")["models"]}
+
+
+def test_an_adapter_is_a_model_of_its_own_on_its_bases_worker(house: Daemon) -> None:
+    folder = house.root / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 20}))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (house.root / "Modelfile").write_text("FROM tiny\nADAPTER ./lora\n")
+
+    def say(model: str) -> str:
+        body = {"model": model, "messages": HELLO, "stream": False, "options": {"num_predict": 2}}
+        return house.request("POST", "/api/chat", body).json()["message"]["content"]
+
+    before = say("tiny")
+    house.ctl("create", "loud", "-f", str(house.root / "Modelfile"))
+    assert (say("loud"), say("tiny"), say("loud")) == (before.upper(), before, before.upper())
+    (worker,) = house.workers()
+    argv = Path(f"/proc/{worker['pid']}/cmdline").read_text().split("\0")
+    assert argv[argv.index("--max-lora-rank") + 1] == "32"
+    # Over HTTP, as Ollama's clients send one.
+    client = ollama.Client(host=house.url)
+    files = {f"lora/{path.name}": client.create_blob(path) for path in folder.iterdir()}
+    client.create("louder", from_="tiny", adapters=files, system="Shout.", stream=False)
+    assert say("louder") == before.upper()
+    assert len(house.workers()) == 1
+    for name in ("louder", "loud"):
+        house.ctl("rm", name)
+    # Nothing needs the room for adapters any more, and the next worker does not make it.
+    assert say("tiny") == before
+    (worker,) = house.workers()
+    assert "--enable-lora" not in Path(f"/proc/{worker['pid']}/cmdline").read_text().split("\0")
 
 
 def test_models_are_made_over_http_as_ollamas_clients_do(house: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import stat
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -17,9 +19,10 @@ import pytest
 from tests.fakes.hub import tiny_model
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import Model, Source, SourceKind
+from vllamad.domain.model import Model, Recipe, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import HubSource, StagedModel
+from vllamad.hub import contents as contents_module
 from vllamad.hub import store as store_module
 from vllamad.hub.manifests import file_name, write_manifest
 from vllamad.hub.store import STALE_STAGING_S, ModelStore
@@ -287,12 +290,22 @@ def _full(*_: object) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/models/manifests/x")
 
 
-@pytest.mark.parametrize("where", ["link_or_copy", "write_whole", "sync_folder", "sync_file"])
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [
+        (contents_module, "link_or_copy"),
+        (contents_module, "sync_folder"),
+        (store_module, "write_whole"),
+        (store_module, "sync_file"),
+    ],
+)
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, module: ModuleType, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = _open(tmp_path)
     old = _add(store, "a/one", tiny_model())
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, where, _full)
+        patch.setattr(module, where, _full)
         with pytest.raises(VllamaError) as caught:
             _add(store, "a/one", tiny_model(salt="2"))
     assert caught.value.reason is Reason.STORAGE_FULL
@@ -392,3 +405,59 @@ def test_a_thousand_manifests_load(tmp_path: Path, record_property: Callable[[st
     assert len(models) == 1000
     assert models[0] == model
     assert [m.modified_time for m in models] == sorted((m.modified_time for m in models), reverse=True)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def _adapter(folder: Path, **config: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, **config}))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights of " + folder.name.encode())
+    return folder
+
+
+def test_an_adapter_is_kept_with_its_model_and_goes_with_it(tmp_path: Path) -> None:
+    store = _open(tmp_path / "store")
+    base = _add(store, "a/one", tiny_model())
+    adapter = store.adopt(_adapter(tmp_path / "lora"))
+    child = store.derive(base, ModelRef.parse("child"), Recipe(ancestors=("a/one:latest",)), adapter)
+    assert (child.path, child.digest != base.digest, adapter.rank) == (base.path, True, 4)
+    assert child.size_bytes > base.size_bytes
+    assert sorted(path.name for path in Path(adapter.path).iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert ModelStore(tmp_path / "store").load() == [child, base]
+    assert store.remove(child) == child.size_bytes - base.size_bytes
+    assert not Path(adapter.path).exists()
+    assert list(_assert_sound(tmp_path / "store")) == ["a/one:latest"]
+
+
+def test_an_adapter_that_no_model_took_goes_at_the_next_start(tmp_path: Path) -> None:
+    store = _open(tmp_path / "store")
+    _add(store, "a/one", tiny_model())
+    adapter = store.adopt(_adapter(tmp_path / "lora"))
+    ModelStore(tmp_path / "store").load()
+    assert not Path(adapter.path).exists()
+    _assert_sound(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "IA3"}, "adapters of type 'IA3' are not supported"),
+        ({"r": 1024}, "its rank 1024 is above 512"),
+        ({"r": "many"}, "adapters of type 'LORA' are not supported"),
+    ],
+)
+def test_what_the_engine_cannot_serve_is_no_adapter(tmp_path: Path, config: dict[str, object], message: str) -> None:
+    with pytest.raises(VllamaError) as caught:
+        _open(tmp_path / "store").adopt(_adapter(tmp_path / "lora", **config))
+    assert caught.value.reason is Reason.UNSUPPORTED
+    assert message in caught.value.message
+
+
+def test_a_folder_without_adapter_files_is_refused_by_the_missing_one(tmp_path: Path) -> None:
+    with pytest.raises(VllamaError, match=r"it has no adapter_config\.json"):
+        _open(tmp_path / "store").adopt(tmp_path)

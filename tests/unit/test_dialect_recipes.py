@@ -19,7 +19,7 @@ from vllamad.dialects.ollama_requests import read_chat, read_generate
 from vllamad.dialects.recipes import capabilities_with, changes_of, options_with
 from vllamad.domain.creation import Creation, FromModel, FromUploads, inherit
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import NO_RECIPE, Capability, Model, Recipe
+from vllamad.domain.model import NO_RECIPE, Adapter, Capability, Model, Recipe
 from vllamad.domain.operation import FileProgress, Operation, OperationKind, Progress
 
 CHATML = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}{{ end }}<|assistant|>"
@@ -188,7 +188,6 @@ def test_show_tells_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("FROM a\nADAPTER ./x", "ADAPTER is not supported"),
         ("FROM a\nDRAFT ./x", "DRAFT is not supported"),
         ("FROM a\nTEMPLATE {{ .Nope", "template error: template: :1: unclosed action"),
     ],
@@ -226,6 +225,18 @@ def test_a_request_to_create_is_read_whole() -> None:
     )
 
 
+def test_an_adapters_files_lose_their_folder() -> None:
+    files = {"lora/adapter_config.json": f"sha256:{DIGEST}"}
+    assert creation(**{"from": "a"}, adapters=files).adapter == FromUploads({"adapter_config.json": DIGEST})
+
+
+def test_an_adapter_is_asked_for_by_name() -> None:
+    adapter = Adapter("cd" * 32, (), "/nowhere", 8)
+    fields = chat(replace(PIRATE, adapter=adapter), messages=[user("x")]).fields
+    assert fields["model"] == "adapter-cdcdcdcdcdcdcdcd"
+    assert "model" not in chat(PIRATE, messages=[user("x")]).fields
+
+
 def test_files_are_paths_and_digests() -> None:
     assert creation(files={"a/b.gguf": f"sha256:{DIGEST.upper()}"}).origin == FromUploads({"a/b.gguf": DIGEST})
 
@@ -239,7 +250,11 @@ def test_files_are_paths_and_digests() -> None:
         ({"files": {"x": 5}}, "json: cannot unmarshal number into Go struct field CreateRequest.files of type string"),
         ({"draft_quantize": "q8_0"}, "--draft-quantize requires a DRAFT model"),
         ({}, "neither 'from' or 'files' was specified"),
-        ({"from": "a", "adapters": {"x": f"sha256:{DIGEST}"}}, "adapters are not supported"),
+        ({"from": "a", "adapters": {"x.gguf": f"sha256:{DIGEST}"}}, "adapters in GGUF are not supported"),
+        (
+            {"from": "a", "adapters": {"x/a": f"sha256:{DIGEST}", "y/a": f"sha256:{DIGEST}"}},
+            "only one adapter is currently supported",
+        ),
         ({"from": "::"}, "invalid model name"),
         ({"from": "a", "messages": [{"role": "tool"}]}, 'message role must be one of "system", "user", or "assistant"'),
         ({"from": "a", "parameters": {"tempreature": 1}}, "unknown parameter 'tempreature'"),

@@ -131,7 +131,7 @@ def test_a_worker_whose_model_was_replaced_is_stopped_with_a_sentence() -> None:
         await house.load(BASE)
         house.shelf.put(make_model("base", digest="e" * 64))
         await house.until(lambda: not house.supervisor.handles())
-        assert "it was replaced or removed" in house.supervisor.decisions[-1].text
+        assert "no model is served this way" in house.supervisor.decisions[-1].text
 
     in_house(scene, BASE)
 

@@ -12,7 +12,7 @@ from vllama.reasons import Reason
 from vllamad.control import convert
 from vllamad.control.interceptor import Context, unary
 from vllamad.dialects import modelfile
-from vllamad.dialects.recipes import changes_of, source_of
+from vllamad.dialects.recipes import adapter_of, changes_of, source_of
 from vllamad.domain.creation import Creation, FromFolder, FromGguf, FromModel, Origin
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import NO_RECIPE
@@ -59,15 +59,18 @@ def _creation(request: pb.CreateModelRequest) -> Creation:
     """What is to be made of what; looks at the disk to tell a path from a name."""
     recipe = modelfile.parse(modelfile.decode(request.modelfile)) if request.modelfile else None
     changes = changes_of(recipe) if recipe else NO_RECIPE
+    adapter: Path | None = None
+    if recipe and (place := adapter_of(recipe)):
+        adapter = _absolute(request.folder) / Path(place).expanduser()
     match request.WhichOneof("from"):
         case "from_model":
-            return Creation(FromModel(request.from_model), changes)
+            return Creation(FromModel(request.from_model), changes, adapter)
         case "from_folder":
-            return Creation(FromFolder(_absolute(request.from_folder)), changes)
+            return Creation(FromFolder(_absolute(request.from_folder)), changes, adapter)
         case "from_gguf":
-            return Creation(FromGguf(_absolute(request.from_gguf)), changes)
+            return Creation(FromGguf(_absolute(request.from_gguf)), changes, adapter)
         case _ if recipe:
-            return Creation(_origin(source_of(recipe), _absolute(request.folder)), changes)
+            return Creation(_origin(source_of(recipe), _absolute(request.folder)), changes, adapter)
         case _:
             raise VllamaError(
                 Reason.INVALID_REQUEST,

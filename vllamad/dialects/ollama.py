@@ -236,6 +236,8 @@ def _common(asked: Asked, model: Model, options: Options, context_length: int) -
     fields |= response_format(asked.format)
     if Capability.THINKING in model.capabilities:
         fields |= thinking_fields(asked.think, model)
+    if model.adapter is not None:
+        fields["model"] = model.adapter.name
     return fields
 
 

@@ -48,8 +48,6 @@ class CreateAsked:
     def creation(self) -> Creation:
         """What is to be made. Raises INVALID_REQUEST, UNSUPPORTED."""
         fields, base = self._fields, self._fields.text("from")
-        if self._adapters:
-            raise _unsupported("adapters are", "merge the adapter into its base model")
         if self._draft:
             raise _unsupported("draft models are", "give the engine its flags in a [[model]] row of the configuration")
         if fields.text("remote_host"):
@@ -59,7 +57,7 @@ class CreateAsked:
         if base:
             ModelRef.parse(base)
         origin: Origin = FromModel(base) if base else FromUploads(self._files or {})
-        return Creation(origin, _read_changes(fields))
+        return Creation(origin, _read_changes(fields), _read_adapter(self._adapters))
 
 
 def read_create(body: bytes) -> CreateAsked:
@@ -78,6 +76,17 @@ def _read_changes(fields: Fields) -> Recipe:
             quantize=(fields.text("quantize") or fields.text("quantization")).lower(),
         )
     )
+
+
+def _read_adapter(files: dict[str, str] | None) -> FromUploads | None:
+    """One adapter's files: paths as they are, but for a folder in front of all of them."""
+    if not files:
+        return None
+    if any(path.lower().endswith(".gguf") for path in files):
+        raise _unsupported("adapters in GGUF are", "send adapter_config.json and adapter_model.safetensors")
+    if len({PurePosixPath(path).parent for path in files}) > 1:
+        raise bad_request("only one adapter is currently supported")
+    return FromUploads({PurePosixPath(path).name: digest for path, digest in files.items()})
 
 
 def _read_message(item: object, fields: Fields) -> tuple[str, str]:

@@ -15,10 +15,8 @@ _PLAIN = frozenset({Capability.COMPLETION, Capability.EMBEDDING})
 
 
 def changes_of(modelfile: Modelfile) -> Recipe:
-    """What a Modelfile changes, its FROM aside. Raises UNSUPPORTED for commands that cannot be honoured,
+    """What a Modelfile changes, its FROM and ADAPTER aside. Raises UNSUPPORTED for commands that cannot be honoured,
     INVALID_REQUEST for a template that cannot be run."""
-    if modelfile.adapters:
-        raise _cannot("ADAPTER", "LoRA adapters are not served yet; merge the adapter into its base model")
     if modelfile.draft:
         raise _cannot("DRAFT", "give the engine its own flags instead: args in a [[model]] row of the configuration")
     return checked(
@@ -56,6 +54,13 @@ def write_modelfile(source: str, recipe: Recipe) -> str:
             parameters=recipe.parameters,
         )
     )
+
+
+def adapter_of(modelfile: Modelfile) -> str:
+    """The one ADAPTER; "" if there is none. Raises UNSUPPORTED if there are several."""
+    if len(modelfile.adapters) > 1:
+        raise _cannot("more than one ADAPTER", "make a model for each")
+    return modelfile.adapters[0] if modelfile.adapters else ""
 
 
 @lru_cache(maxsize=64)

@@ -42,17 +42,21 @@ Origin = FromModel | FromFolder | FromGguf | FromUploads
 @dataclass(frozen=True, slots=True)
 class Creation:
     """A model to be made. What ``changes`` leaves empty is inherited from the model it is made from, if it is made from
-    one."""
+    one; so is its adapter, unless there is another one (a folder, or files that were sent before)."""
 
     origin: Origin
     changes: Recipe = NO_RECIPE
+    adapter: Path | FromUploads | None = None
 
 
-def inherit(base: Model, changes: Recipe) -> Recipe:
-    """The recipe of a model made from ``base``: parameters are merged by name, licences added, all else replaced where
-    ``changes`` says something. A copy that changes nothing still is a model of its own name, not a child."""
+def inherit(base: Model, changes: Recipe, *, has_adapter: bool = False) -> Recipe:
+    """The recipe of a model made from ``base``, maybe with an adapter of its own.
+
+    Parameters are merged by name, licences added, all else replaced where ``changes`` says something. A copy that
+    changes nothing still is a model of its own name, not a child.
+    """
     own = base.recipe
-    if changes == NO_RECIPE:
+    if changes == NO_RECIPE and not has_adapter:
         return own
     return replace(
         changes,
@@ -68,14 +72,16 @@ def inherit(base: Model, changes: Recipe) -> Recipe:
 
 def piece_digests(model: Model) -> list[str]:
     """A digest (64 hex digits) of each piece that a model is put together from: its files, template, system message,
-    parameters, messages, licences. Equal pieces of two models have the same; it tells people what was new."""
+    parameters, messages, licences, adapter. Equal pieces of two models have the same; it tells people what was new."""
     recipe = model.recipe
+    adapter = model.adapter.digest if model.adapter else ""
     texts: list[object] = [
         recipe.template,
         recipe.system,
         sorted(recipe.parameters.items()),
         recipe.messages,
         model.licenses,
+        adapter,
     ]
     files = sorted((file.path, file.sha256) for file in model.files)
     found = [("files", files), *((f"piece {at}", text) for at, text in enumerate(texts) if text)]

@@ -95,11 +95,27 @@ NO_RECIPE = Recipe()
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that is on disk: ``digest`` is 64 hex digits over its files, ``path`` its folder, ``rank`` what
+    the engine must make room for."""
+
+    digest: str
+    files: tuple[ModelFile, ...]
+    path: str
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """What the engine knows it by."""
+        return f"adapter-{self.digest[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model that is on disk, complete and verified.
 
-    ``digest`` is 64 hex digits over the sorted list of (path, sha256), and over the recipe if there is one: same
-    digest, same model. ``path`` is the folder that the engine loads. ``modified_time`` is wall time in seconds.
+    ``digest`` is 64 hex digits over the sorted list of (path, sha256), and over recipe and adapter if there are any:
+    same digest, same model. ``path`` is the folder that the engine loads. ``modified_time`` is wall time in seconds.
     """
 
     ref: ModelRef
@@ -115,6 +131,8 @@ class Model:
     tool_parser: str = ""
     reasoning_parser: str = ""
     recipe: Recipe = NO_RECIPE
+    adapter: Adapter | None = None
+    """What changes its files' answers; the engine serves it beside the files alone."""
     insert_format: str = ""
     """How its prompt is written for filling in the middle, with ``{prompt}`` and ``{suffix}``; "" if it cannot."""
 
@@ -141,7 +159,12 @@ class Model:
     @property
     def size_bytes(self) -> int:
         """The sum of its files, shared or not."""
-        return sum(file.size_bytes for file in self.files)
+        return sum(file.size_bytes for file in self.all_files)
+
+    @property
+    def all_files(self) -> tuple[ModelFile, ...]:
+        """Its files and those of its adapter."""
+        return self.files + self.adapter.files if self.adapter else self.files
 
 
 def with_parsers(model: Model, tool_parser: str, reasoning_parser: str) -> Model:

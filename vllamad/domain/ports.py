@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vllamad.domain.model import NO_RECIPE, Model, Recipe, Source
+from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
 
@@ -189,6 +189,11 @@ class EngineClient(Protocol):
         retried once if no byte was received. Raises ENGINE_DIED."""
         ...
 
+    async def learn(self, adapter: Adapter) -> None:
+        """Have the engine know a LoRA adapter by its name; quick if it does already. Raises ENGINE_DIED, or UNSUPPORTED
+        if the adapter does not fit the model."""
+        ...
+
     async def close(self) -> None:
         """Close every connection; streams that are open break."""
         ...
@@ -292,7 +297,12 @@ class Store(Protocol):
         ...
 
     def commit(
-        self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None, recipe: Recipe = NO_RECIPE
+        self,
+        ref: ModelRef,
+        staged: StagedModel,
+        hints: HubSource | None = None,
+        recipe: Recipe = NO_RECIPE,
+        adapter: Adapter | None = None,
     ) -> Model:
         """Take the files over into the store and write the manifest; replaces a model of the same name and then frees
         what only that one used. A folder that is not one of the store's own is copied and left as it is. Raises
@@ -303,8 +313,13 @@ class Store(Protocol):
         """Write a second manifest over the same files."""
         ...
 
-    def derive(self, source: Model, destination: ModelRef, recipe: Recipe) -> Model:
-        """Write a manifest over the same files with another recipe; replaces a model of that name."""
+    def adopt(self, folder: Path) -> Adapter:
+        """Take a LoRA adapter over, for a model that is made next; one that no model takes is removed in time. Raises
+        INVALID_REQUEST, UNSUPPORTED, STORAGE_FULL, STORAGE_FAILED."""
+        ...
+
+    def derive(self, source: Model, destination: ModelRef, recipe: Recipe, adapter: Adapter | None = None) -> Model:
+        """Write a manifest over the same files with another recipe and adapter; replaces a model of that name."""
         ...
 
     def remove(self, model: Model) -> int:

@@ -17,6 +17,7 @@ import aiohttp
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Adapter
 
 BASE = "http://engine"
 HEALTH_DEADLINE_S = 5.0
@@ -26,6 +27,9 @@ KEEP_ALIVE_S = 60.0
 
 READ_BUFFER_BYTES = 256 * 1024
 """A client that does not read stops the engine's connection here, not in our memory."""
+
+ALREADY_KNOWN = "has already been loaded"
+"""Two requests may teach it the same adapter at once."""
 
 LARGE_BODY_BYTES = 1024 * 1024
 """Above it a body (images) is written in pieces, so that other streams get their turn in between."""
@@ -46,6 +50,7 @@ class UdsEngineClient:
         self._pooled: aiohttp.ClientSession | None = None
         # For the second try of a request whose pooled connection was stale: the other pooled ones may be as old.
         self._fresh: aiohttp.ClientSession | None = None
+        self._adapters: set[str] = set()
         self._is_closed = False
 
     async def is_healthy(self) -> bool:
@@ -89,6 +94,21 @@ class UdsEngineClient:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._died(_why(error)) from error
         return UdsEngineStream(answer, self._idle_s, self._died)
+
+    async def learn(self, adapter: Adapter) -> None:
+        """See ``EngineClient.learn``. Until it knows the name, the engine would answer without the adapter."""
+        if adapter.name in self._adapters:
+            return
+        body = json.dumps({"lora_name": adapter.name, "lora_path": adapter.path}).encode()
+        stream = await self.open("POST", "/v1/load_lora_adapter", body)
+        said = (await stream.read()).decode("utf-8", "replace")
+        if stream.status != 200 and ALREADY_KNOWN not in said:
+            raise VllamaError(
+                Reason.UNSUPPORTED,
+                f"the engine cannot use the adapter: {_message(said)}",
+                "it must have been trained for this very base model",
+            )
+        self._adapters.add(adapter.name)
 
     async def close(self) -> None:
         """See ``EngineClient.close``."""
@@ -144,6 +164,13 @@ class UdsEngineClient:
             f"cannot finish the request: the engine failed: {why}",
             "ask again; vllamactl logs shows what the engine said last",
         )
+
+
+def _message(said: str) -> str:
+    try:
+        return str(json.loads(said)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return said[:300]
 
 
 class UdsEngineStream:

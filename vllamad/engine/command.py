@@ -35,6 +35,12 @@ SHARED_CORES = 16
 QUANTIZATIONS: Mapping[str, tuple[str, ...]] = {"cuda": ("fp8",)}
 """By device: what the engine does to 16-bit weights while it loads them, without calibration."""
 
+ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What the engine makes room for."""
+
+ADAPTERS_AT_ONCE = 4
+"""LoRA adapters in one batch; the engine keeps memory for each, and others wait for their turn."""
+
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 _INHERITED = frozenset({"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"})
@@ -76,6 +82,8 @@ class ModelOptions:
     context_length: int = 0
     max_num_seqs: int = 0
     dtype: str = "auto"
+    adapter_rank: int = 0
+    """The largest rank of the LoRA adapters that belong to its files; 0 if there are none."""
     args: tuple[str, ...] = ()
 
 
@@ -95,7 +103,8 @@ def build_command(
     if chosen.max_num_seqs:
         argv += ["--max-num-seqs", str(chosen.max_num_seqs)]
     argv += chosen.args
-    return Command(argv, _environment(options, model, places, is_cpu=is_cpu), places.folder, model.name)
+    environment = _environment(options, model, places, is_cpu=is_cpu, has_adapters=bool(chosen.adapter_rank))
+    return Command(argv, environment, places.folder, model.name)
 
 
 def identity_of(model: Model, chosen: ModelOptions) -> str:
@@ -147,6 +156,9 @@ def _generate_flags(options: EngineOptions, chosen: ModelOptions, model: Model, 
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_parser]
     if model.reasoning_parser:
         flags += ["--reasoning-parser", model.reasoning_parser]
+    if chosen.adapter_rank:
+        rank = next(rank for rank in ADAPTER_RANKS if rank >= chosen.adapter_rank)
+        flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(ADAPTERS_AT_ONCE)]
     return flags
 
 
@@ -166,7 +178,9 @@ def _device_flags(options: EngineOptions, chosen: ModelOptions, *, is_cpu: bool)
     return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
 
 
-def _environment(options: EngineOptions, model: Model, places: WorkerPlaces, *, is_cpu: bool) -> dict[str, str]:
+def _environment(
+    options: EngineOptions, model: Model, places: WorkerPlaces, *, is_cpu: bool, has_adapters: bool
+) -> dict[str, str]:
     cache, folder = options.cache_folder, str(places.folder)
     ours = {
         # No network: models come from the store.
@@ -201,6 +215,9 @@ def _environment(options: EngineOptions, model: Model, places: WorkerPlaces, *, 
         "PYTHONSAFEPATH": "1",
         "PYTHONNOUSERSITE": "1",
     }
+    if has_adapters:
+        # Adapters are taught to a running worker, over a socket that only the daemon can open.
+        ours["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if is_cpu:
         ours |= _cpu_environment(options)
     inherited = inherited_environment(options)

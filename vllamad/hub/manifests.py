@@ -15,6 +15,7 @@ from typing import Any, cast
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import (
     NO_RECIPE,
+    Adapter,
     Capability,
     Model,
     ModelDetails,
@@ -60,11 +61,13 @@ def digest_of(files: tuple[ModelFile, ...]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def digest_with(contents: str, recipe: Recipe) -> str:
-    """The digest of a model: that of its files, unless a recipe makes another model of them."""
-    if recipe == NO_RECIPE:
+def digest_with(contents: str, recipe: Recipe, adapter: Adapter | None) -> str:
+    """The digest of a model: that of its files, unless a recipe or an adapter makes another model of them."""
+    if recipe == NO_RECIPE and adapter is None:
         return contents
     text = json.dumps(_recipe_document(recipe), ensure_ascii=False, sort_keys=True)
+    if adapter is not None:
+        text += adapter.digest
     return hashlib.sha256(f"{contents}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -81,7 +84,10 @@ def write_manifest(model: Model) -> bytes:
             "repository": model.source.repository,
             "revision": model.source.revision,
         },
-        "files": [{"path": f.path, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in model.files],
+        "files": _files_document(model.files),
+        "adapter": {"files": _files_document(model.adapter.files), "rank": model.adapter.rank}
+        if model.adapter
+        else None,
         "details": {name: getattr(details, name) for name in ModelDetails.__dataclass_fields__},
         "capabilities": [capability.value for capability in model.capabilities],
         "tool_parser": model.tool_parser,
@@ -92,6 +98,25 @@ def write_manifest(model: Model) -> bytes:
         "recipe": _recipe_document(model.recipe),
     }
     return json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
+
+
+def _files_document(files: tuple[ModelFile, ...]) -> list[dict[str, Any]]:
+    return [{"path": file.path, "sha256": file.sha256, "size_bytes": file.size_bytes} for file in files]
+
+
+def _read_files(document: list[dict[str, Any]]) -> tuple[ModelFile, ...]:
+    files = tuple(ModelFile(str(each["path"]), str(each["sha256"]), int(each["size_bytes"])) for each in document)
+    if not files or not all(is_safe_path(file.path) and _HEX.fullmatch(file.sha256) for file in files):
+        raise BadManifest("its list of files is damaged")
+    return files
+
+
+def _read_adapter(document: dict[str, Any] | None, folders: Path) -> Adapter | None:
+    if document is None:
+        return None
+    files = _read_files(document["files"])
+    digest = digest_of(files)
+    return Adapter(digest, files, os.fspath(folders / digest), int(document["rank"]))
 
 
 def _recipe_document(recipe: Recipe) -> dict[str, Any]:
@@ -128,13 +153,10 @@ def read_manifest(text: bytes, folders: Path) -> Model:
         document = cast(dict[str, Any], json.loads(text))
         if document["format"] != FORMAT:
             raise BadManifest(f"format {document['format']}: written by another version")
-        files = tuple(
-            ModelFile(str(item["path"]), str(item["sha256"]), int(item["size_bytes"])) for item in document["files"]
-        )
-        if not files or not all(is_safe_path(file.path) and _HEX.fullmatch(file.sha256) for file in files):
-            raise BadManifest("its list of files is damaged")
+        files = _read_files(document["files"])
         contents, recipe = digest_of(files), _read_recipe(document["recipe"])
-        if document["digest"] != digest_with(contents, recipe):
+        adapter = _read_adapter(document["adapter"], folders)
+        if document["digest"] != digest_with(contents, recipe, adapter):
             raise BadManifest("its digest does not fit its files")
         details = dict(document["details"])
         details["families"] = tuple(details.get("families", ()))
@@ -154,6 +176,7 @@ def read_manifest(text: bytes, folders: Path) -> Model:
             reasoning_parser=document["reasoning_parser"],
             insert_format=document["insert_format"],
             recipe=recipe,
+            adapter=adapter,
         )
     except (ValueError, KeyError, TypeError, AttributeError, VllamaError) as error:
         raise BadManifest(f"{type(error).__name__}: {error}") from error

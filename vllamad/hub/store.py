@@ -30,18 +30,19 @@ from pathlib import Path
 from vllama.reasons import Reason
 from vllamad.dialects.recipes import capabilities_with
 from vllamad.domain.errors import ModelNotFound, VllamaError
-from vllamad.domain.model import NO_RECIPE, Model, ModelFile, Recipe
+from vllamad.domain.model import NO_RECIPE, Adapter, Model, ModelFile, Recipe
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import HubSource, StagedModel
+from vllamad.hub.adapters import FILES as ADAPTER_FILES
+from vllamad.hub.adapters import read_rank
+from vllamad.hub.contents import TEMPORARY, Contents, Files
 from vllamad.hub.faults import no_room, storage_faults
 from vllamad.hub.inspect import inspect_model
-from vllamad.hub.manifests import BadManifest, digest_of, digest_with, file_name, read_manifest, write_manifest
+from vllamad.hub.manifests import BadManifest, digest_with, file_name, read_manifest, write_manifest
 from vllamad.hub.selection import choose_files
 from vllamad.hub.solid import (
-    FILE_MODE,
     copy_file,
     hash_file,
-    link_or_copy,
     make_folder,
     remove_tree,
     sync_file,
@@ -52,8 +53,6 @@ from vllamad.hub.solid import (
 log = logging.getLogger(__name__)
 
 STALE_STAGING_S = 14 * 24 * 3600.0  # nobody resumes a download after two weeks, and partial files are big
-
-_TEMPORARY = ".tmp-"
 
 
 class ModelStore:
@@ -71,11 +70,10 @@ class ModelStore:
     ) -> None:
         self._folder = folder
         self._manifests = folder / "manifests"
-        self._blobs = folder / "blobs"
-        self._folders = folder / "folders"
         self._staging = folder / "staging"
         self._now = now
         self._on_step = on_step
+        self._contents = Contents(folder, on_step)
         # Held while manifests and blobs change: a commit must not meet the removal of a blob that it is about to name.
         self._lock = threading.Lock()
         self._models: dict[str, Model] | None = None
@@ -84,7 +82,7 @@ class ModelStore:
     @property
     def blobs(self) -> Path:
         """Where the contents lie, for a download that may reuse them: ``sha256-<hex>``, never changed in place."""
-        return self._blobs
+        return self._contents.blobs
 
     def load(self) -> list[Model]:
         """Read every manifest, newest first. Unreadable ones are logged once and left alone. The first call of a
@@ -92,7 +90,13 @@ class ModelStore:
         with self._lock, storage_faults("read the model store", self._folder):
             is_first = self._models is None
             if is_first:
-                for folder in (self._folder, self._manifests, self._blobs, self._folders, self._staging):
+                for folder in (
+                    self._folder,
+                    self._manifests,
+                    self._contents.blobs,
+                    self._contents.folders,
+                    self._staging,
+                ):
                     make_folder(folder)
             self._models = self._read_manifests()
             if is_first:
@@ -114,7 +118,12 @@ class ModelStore:
             remove_tree(folder)
 
     def commit(
-        self, ref: ModelRef, staged: StagedModel, hints: HubSource | None = None, recipe: Recipe = NO_RECIPE
+        self,
+        ref: ModelRef,
+        staged: StagedModel,
+        hints: HubSource | None = None,
+        recipe: Recipe = NO_RECIPE,
+        adapter: Adapter | None = None,
     ) -> Model:
         """Take the staged files over and write the manifest of ``ref``.
 
@@ -123,7 +132,7 @@ class ModelStore:
         replaced, and what only that one used is freed. Raises STORAGE_FULL, STORAGE_FAILED, UNSUPPORTED (the files are
         not a model).
         """
-        self._known()
+        known = self._known()
         doing = f"store {ref}"
         with storage_faults(doing, self._folder):
             is_ours = staged.folder.is_relative_to(self._staging)
@@ -131,7 +140,7 @@ class ModelStore:
             # Everything slow comes before the lock: hashing, copying, making the contents durable.
             seen = inspect_model(staged.folder, name=staged.source.repository or ref.model, hints=hints)
             contents: list[tuple[ModelFile, Path]] = []
-            imported = self._staging / f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}"
+            imported = self._staging / f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}"
             try:
                 for path in paths:
                     source = staged.folder / path
@@ -145,7 +154,20 @@ class ModelStore:
                     contents.append((ModelFile(path, sha256, size), source))
                 self._on_step("hashed")
                 with self._lock:
-                    model = self._commit_contents(ref, contents, staged, recipe, seen.apply)
+                    digest, files = self._contents.take_over(contents)
+                    model = Model(
+                        ref=ref,
+                        digest=digest_with(digest, recipe, adapter),
+                        files=files,
+                        path=os.fspath(self._contents.folders / digest),
+                        modified_time=self._now(),
+                        source=staged.source,
+                        recipe=recipe,
+                        adapter=adapter,
+                    )
+                    model = seen.apply(model)
+                    model = replace(model, capabilities=capabilities_with(recipe, model.capabilities))
+                    model = self._write(known, model)
             finally:
                 remove_tree(imported)
             if is_ours:
@@ -154,9 +176,27 @@ class ModelStore:
 
     def copy(self, source: Model, destination: ModelRef) -> Model:
         """Give a model a second name; an existing one of that name is replaced. Onto itself: nothing changes."""
-        return self.derive(source, destination, source.recipe)
+        return self.derive(source, destination, source.recipe, source.adapter)
 
-    def derive(self, source: Model, destination: ModelRef, recipe: Recipe) -> Model:
+    def adopt(self, folder: Path) -> Adapter:
+        """Take a LoRA adapter over, for a model that is about to be made. Raises INVALID_REQUEST, UNSUPPORTED."""
+        self._known()
+        rank = read_rank(folder)
+        with storage_faults("store an adapter", self._folder):
+            imported = self._staging / f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-adapter"
+            make_folder(imported)
+            try:
+                contents: list[tuple[ModelFile, Path]] = []
+                for path in ADAPTER_FILES:
+                    sha256, size = copy_file(folder / path, imported / path)
+                    contents.append((ModelFile(path, sha256, size), imported / path))
+                with self._lock:
+                    digest, files = self._contents.take_over(contents)
+            finally:
+                remove_tree(imported)
+            return Adapter(digest, files, os.fspath(self._contents.folders / digest), rank)
+
+    def derive(self, source: Model, destination: ModelRef, recipe: Recipe, adapter: Adapter | None = None) -> Model:
         """Make another model of the same files; an existing one of that name is replaced. A model that would not
         differ from the one that has the name already is left as it is."""
         known = self._known()
@@ -164,14 +204,15 @@ class ModelStore:
             stored = known.get(source.ref.key)
             if stored is None:
                 raise ModelNotFound(source.name)
-            if destination.key == source.ref.key and recipe == stored.recipe:
+            if destination.key == source.ref.key and (recipe, adapter) == (stored.recipe, stored.adapter):
                 return stored
             model = replace(
                 stored,
                 ref=destination,
                 modified_time=self._now(),
                 recipe=recipe,
-                digest=digest_with(_contents(stored), recipe),
+                adapter=adapter,
+                digest=digest_with(_contents(stored), recipe, adapter),
                 capabilities=capabilities_with(recipe, stored.capabilities),
             )
             return self._write(known, model)
@@ -208,18 +249,15 @@ class ModelStore:
     def _manifest_path(self, ref: ModelRef) -> Path:
         return self._manifests / f"{file_name(ref.key)}.json"
 
-    def _blob(self, sha256: str) -> Path:
-        return self._blobs / f"sha256-{sha256}"
-
     def _read_manifests(self) -> dict[str, Model]:
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self._blobs)}
+        sizes = self._contents.sizes()
         models: dict[str, Model] = {}
         unreadable: set[str] = set()
         for entry in os.scandir(self._manifests):
-            if entry.name.startswith(_TEMPORARY):
+            if entry.name.startswith(TEMPORARY):
                 continue
             try:
-                model = read_manifest(Path(entry.path).read_bytes(), self._folders)
+                model = read_manifest(Path(entry.path).read_bytes(), self._contents.folders)
                 if self._manifest_path(model.ref).name != entry.name:
                     raise BadManifest(f"it names another model: {model.name}")
             except (OSError, BadManifest) as error:
@@ -227,7 +265,7 @@ class ModelStore:
                 if entry.name not in self._unreadable:
                     log.error("store.unreadable manifest=%s why=%s", entry.path, error)
                 continue
-            missing = [file.path for file in model.files if sizes.get(f"sha256-{file.sha256}") != file.size_bytes]
+            missing = [file.path for file in model.all_files if sizes.get(file.sha256) != file.size_bytes]
             if missing:
                 # It is left out of the list; its blobs stay, and pulling it again fetches what is missing.
                 unreadable.add(entry.name)
@@ -237,40 +275,6 @@ class ModelStore:
             models[model.ref.key] = model
         self._unreadable = unreadable
         return models
-
-    def _commit_contents(
-        self,
-        ref: ModelRef,
-        contents: list[tuple[ModelFile, Path]],
-        staged: StagedModel,
-        recipe: Recipe,
-        describe: Callable[[Model], Model],
-    ) -> Model:
-        known = self._known_locked()
-        files = tuple(sorted((file for file, _ in contents), key=lambda file: file.path))
-        digest = digest_of(files)
-        for file, source in contents:
-            blob = self._blob(file.sha256)
-            if not blob.exists() or blob.stat().st_size != file.size_bytes:
-                link_or_copy(source, blob)
-                blob.chmod(FILE_MODE)
-        sync_folder(self._blobs)
-        self._on_step("blobs")
-        self._build_folder(digest, files)
-        self._on_step("folder")
-        before = known.get(ref.key)
-        model = Model(
-            ref=before.ref if before else ref,
-            digest=digest_with(digest, recipe),
-            files=files,
-            path=os.fspath(self._folders / digest),
-            modified_time=self._now(),
-            source=staged.source,
-            recipe=recipe,
-        )
-        described = describe(model)
-        capabilities = capabilities_with(recipe, described.capabilities)
-        return self._write(known, replace(described, capabilities=capabilities))
 
     def _choose(self, doing: str, folder: Path) -> list[str]:
         """What to copy from a folder that is not ours; refused before the first byte if there is no room for it."""
@@ -286,17 +290,13 @@ class ModelStore:
             raise no_room(doing, self._folder, needed, free)
         return paths
 
-    def _known_locked(self) -> dict[str, Model]:
-        assert self._models is not None  # every public method asked _known() before it took the lock
-        return self._models
-
     def _write(self, known: dict[str, Model], model: Model) -> Model:
         """Make ``model`` the holder of its name, atomically; then free what the holder before it used alone."""
         before = known.get(model.ref.key)
         if before is not None:
             model = replace(model, ref=before.ref)
         path = self._manifest_path(model.ref)
-        temporary = self._manifests / f"{_TEMPORARY}{os.getpid()}-{path.name}"
+        temporary = self._manifests / f"{TEMPORARY}{os.getpid()}-{path.name}"
         try:
             write_whole(temporary, write_manifest(model))
             self._on_step("manifest written")
@@ -313,69 +313,50 @@ class ModelStore:
             self._free(known, before)
         return model
 
-    def _build_folder(self, digest: str, files: Iterable[ModelFile]) -> None:
-        final = self._folders / digest
-        if final.exists():
-            if all((final / file.path).exists() for file in files):
-                return
-            remove_tree(final)
-        temporary = self._folders / f"{_TEMPORARY}{os.getpid()}-{digest}"
-        remove_tree(temporary)
-        make_folder(temporary)
-        for file in files:
-            link = temporary / file.path
-            depth = len(Path(file.path).parts) - 1
-            for parent in reversed(Path(file.path).parents[:-1]):
-                make_folder(temporary / parent)
-            link.symlink_to(Path(*[".."] * (depth + 2), "blobs", f"sha256-{file.sha256}"))
-        temporary.replace(final)
-        sync_folder(self._folders)
-
     def _free(self, known: dict[str, Model], gone: Model) -> int:
-        if not any(model.path == gone.path for model in known.values()):
-            remove_tree(self._folders / _contents(gone))
-            self._on_step("folder removed")
+        folders, blobs = _needed(known.values())
+        self._contents.remove_folders(_folders_of(gone).keys() - folders)
         if self._unreadable:
             log.warning("store.kept model=%s why=%d manifests cannot be read", gone.name, len(self._unreadable))
             return 0
-        needed = {file.sha256 for model in known.values() for file in model.files}
-        freed = 0
-        for sha256 in {file.sha256 for file in gone.files} - needed:
-            blob = self._blob(sha256)
-            with contextlib.suppress(FileNotFoundError):
-                size = blob.stat().st_size
-                blob.unlink()
-                freed += size
-        return freed
+        return self._contents.remove_blobs({file.sha256 for file in gone.all_files} - blobs)
 
     def _clean_up(self, known: dict[str, Model]) -> None:
         """Remove what a crash left, put back folders that are missing, and forget downloads that nobody resumed."""
         for entry in os.scandir(self._manifests):
-            if entry.name.startswith(_TEMPORARY):
+            if entry.name.startswith(TEMPORARY):
                 Path(entry.path).unlink(missing_ok=True)
-        digests = {_contents(model) for model in known.values()}
-        for entry in os.scandir(self._folders):
-            if entry.name not in digests and (entry.name.startswith(_TEMPORARY) or not self._unreadable):
-                remove_tree(Path(entry.path))
-        for model in known.values():
-            self._build_folder(_contents(model), model.files)
-        if not self._unreadable:
-            needed = {f"sha256-{file.sha256}" for model in known.values() for file in model.files}
-            for entry in os.scandir(self._blobs):
-                if entry.name not in needed:
-                    log.info("store.orphan blob=%s", entry.name)
-                    Path(entry.path).unlink(missing_ok=True)
+        folders, blobs = _needed(known.values())
+        self._contents.clean_up(folders, blobs, knows_all=not self._unreadable)
         for entry in os.scandir(self._staging):
-            if entry.name.startswith(_TEMPORARY):
+            if entry.name.startswith(TEMPORARY):
                 remove_tree(Path(entry.path))
             elif self._now() - _newest(Path(entry.path)) > STALE_STAGING_S:
                 log.info("store.stale staging=%s", entry.name)
                 remove_tree(Path(entry.path))
 
 
+def _needed(models: Iterable[Model]) -> tuple[dict[str, Files], set[str]]:
+    """The folders that models need with what is linked there, and the digests of their blobs."""
+    folders: dict[str, Files] = {}
+    blobs: set[str] = set()
+    for model in models:
+        folders |= _folders_of(model)
+        blobs |= {file.sha256 for file in model.all_files}
+    return folders, blobs
+
+
 def _contents(model: Model) -> str:
     """The digest of a model's files alone: the name of its folder."""
     return Path(model.path).name
+
+
+def _folders_of(model: Model) -> dict[str, Files]:
+    """The folders that a model needs, and what is linked in each."""
+    folders = {_contents(model): model.files}
+    if model.adapter is not None:
+        folders[model.adapter.digest] = model.adapter.files
+    return folders
 
 
 def _files_of(folder: Path) -> list[str]:

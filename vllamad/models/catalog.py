@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from vllama.reasons import Reason
 from vllamad.domain.creation import Creation, FromFolder, FromGguf, FromModel, FromUploads, inherit
 from vllamad.domain.errors import ModelNotFound, VllamaError
-from vllamad.domain.model import NO_RECIPE, Model, Recipe, Source, SourceKind
+from vllamad.domain.model import NO_RECIPE, Adapter, Model, Source, SourceKind
 from vllamad.domain.names import HUB_HOSTS, ModelRef
 from vllamad.domain.operation import Operation, OperationKind, Progress
 from vllamad.domain.ports import Converter, Hub, HubSource, StagedModel, Store, Uploads
@@ -51,6 +51,7 @@ class Catalog:
         self._configured = configured
         self._operations = operations
         self._models: dict[str, Model] = {}
+        self._ranks: dict[str, int] = {}
         # One thread: commits and removals of a store must not overlap, and a disk walk is no work for the loop.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 
@@ -60,6 +61,7 @@ class Catalog:
         """Read the store; call once, before anything else. Raises STORAGE_FAILED."""
         await asyncio.to_thread(self._uploads.sweep, all_temporary=True)
         self._models = {model.ref.key: model for model in await self._on_disk(self._store.load)}
+        self._changed()
 
     def list(self) -> list[Model]:
         """Every model as it is configured, newest first."""
@@ -84,9 +86,15 @@ class Catalog:
         first = self._models.get(ModelRef.parse(model.lineage[0]).key)
         return first.name if first is not None and first.path == model.path else model.name
 
+    def adapter_rank(self, model: Model) -> int:
+        """The largest rank among the adapters of all models that share a model's files; 0 if there are none."""
+        return self._ranks.get(model.path, 0)
+
     def total_bytes(self) -> int:
         """Bytes on disk; files that several models share count once."""
-        return sum({file.sha256: file.size_bytes for model in self._models.values() for file in model.files}.values())
+        return sum(
+            {file.sha256: file.size_bytes for model in self._models.values() for file in model.all_files}.values()
+        )
 
     async def free_bytes(self) -> int:
         """Room on the disk of the store."""
@@ -126,23 +134,22 @@ class Catalog:
         model = self.resolve(name)
         freed = await self._on_disk(self._store.remove, model)
         self._models.pop(model.ref.key, None)
-        self.on_change()
+        self._changed()
         return freed
 
     # --- making --------------------------------------------------------------------------------------------------
 
     def _work_of(self, ref: ModelRef, creation: Creation) -> Work:
-        changes = creation.changes
         match creation.origin:
             case FromModel(base):
                 ModelRef.parse(base)
-                return lambda report: self._make_from_model(ref, base, changes, report)
+                return lambda report: self._make_from_model(ref, base, creation, report)
             case FromFolder(folder):
-                return lambda report: self._make_from_folder(ref, folder, changes, report)
+                return lambda report: self._make_from_folder(ref, folder, creation, report)
             case FromGguf(file):
-                return lambda report: self._make_from_gguf(ref, file, changes, report)
+                return lambda report: self._make_from_gguf(ref, file, creation, report)
             case FromUploads(files):
-                return self._work_of_uploads(ref, files, changes)
+                return self._work_of_uploads(ref, files, creation)
 
     def _check_quantization(self, ref: ModelRef, creation: Creation) -> None:
         """What the engine cannot do at its load is refused when the model is made, not when it is asked."""
@@ -168,7 +175,7 @@ class Catalog:
                 model=str(ref),
             )
 
-    def _work_of_uploads(self, ref: ModelRef, files: Mapping[str, str], changes: Recipe) -> Work:
+    def _work_of_uploads(self, ref: ModelRef, files: Mapping[str, str], creation: Creation) -> Work:
         ggufs = [sha256 for path, sha256 in files.items() if path.lower().endswith(".gguf")]
         if len(ggufs) > 1:
             raise VllamaError(
@@ -177,44 +184,45 @@ class Catalog:
                 "merge the parts of a split model into one file, or use safetensors",
             )
         if ggufs:
-            return lambda report: self._make_from_upload(ref, ggufs[0], changes, report)
+            return lambda report: self._make_from_upload(ref, ggufs[0], creation, report)
         if any(path.lower().endswith(".safetensors") for path in files):
-            return lambda report: self._make_from_uploads(ref, files, changes, report)
+            return lambda report: self._make_from_uploads(ref, files, creation, report)
         raise VllamaError(
             Reason.INVALID_REQUEST, "unknown type", "send a GGUF file, or a folder's safetensors, config and tokenizer"
         )
 
-    async def _make_from_model(self, ref: ModelRef, base: str, changes: Recipe, report: Report) -> None:
+    async def _make_from_model(self, ref: ModelRef, base: str, creation: Creation, report: Report) -> None:
         try:
             model = self.resolve(base)
         except ModelNotFound:
             base_ref = ModelRef.parse(base)
             await self._pull(base_ref, self._hub.resolve(base_ref), report)
             model = self.resolve(base)
+        adapter = await self._adapter(creation, report) or model.adapter
         report(Progress("writing manifest"))
-        recipe = inherit(model, changes)
-        self._put(await self._on_disk(self._store.derive, model, ref, recipe))
+        recipe = inherit(model, creation.changes, has_adapter=creation.adapter is not None)
+        self._put(await self._on_disk(self._store.derive, model, ref, recipe, adapter))
 
-    async def _make_from_folder(self, ref: ModelRef, folder: Path, changes: Recipe, report: Report) -> None:
+    async def _make_from_folder(self, ref: ModelRef, folder: Path, creation: Creation, report: Report) -> None:
         report(Progress("copying", str(folder)))
-        await self._commit(ref, StagedModel(folder, Source(SourceKind.FOLDER)), None, report, changes)
+        await self._commit(ref, StagedModel(folder, Source(SourceKind.FOLDER)), None, report, creation)
 
-    async def _make_from_gguf(self, ref: ModelRef, file: Path, changes: Recipe, report: Report) -> None:
+    async def _make_from_gguf(self, ref: ModelRef, file: Path, creation: Creation, report: Report) -> None:
         key = _staging_key("gguf", ref.key, str(file))
         await self._on_disk(self._store.discard, key)
         staging = await self._on_disk(self._store.staging, key)
         try:
             staged = await self._converter.convert_gguf(file, staging, report)
-            await self._commit(ref, staged, None, report, changes)
+            await self._commit(ref, staged, None, report, creation)
         finally:
             await self._on_disk(self._store.discard, key)
 
-    async def _make_from_upload(self, ref: ModelRef, sha256: str, changes: Recipe, report: Report) -> None:
-        await self._make_from_gguf(ref, await self._uploaded(sha256), changes, report)
+    async def _make_from_upload(self, ref: ModelRef, sha256: str, creation: Creation, report: Report) -> None:
+        await self._make_from_gguf(ref, await self._uploaded(sha256), creation, report)
         await asyncio.to_thread(self._uploads.discard, sha256)
 
     async def _make_from_uploads(
-        self, ref: ModelRef, files: Mapping[str, str], changes: Recipe, report: Report
+        self, ref: ModelRef, files: Mapping[str, str], creation: Creation, report: Report
     ) -> None:
         report(Progress("converting model"))
         key = _staging_key("uploads", *(f"{path} {sha256}" for path, sha256 in sorted(files.items())))
@@ -223,11 +231,30 @@ class Catalog:
             for path, sha256 in files.items():
                 await self._on_disk(_link, await self._uploaded(sha256), staging / path)
             known = {path: sha256.lower() for path, sha256 in files.items()}
-            await self._commit(ref, StagedModel(staging, Source(SourceKind.FOLDER), known), None, report, changes)
+            await self._commit(ref, StagedModel(staging, Source(SourceKind.FOLDER), known), None, report, creation)
         finally:
             await self._on_disk(self._store.discard, key)
         for sha256 in files.values():
             await asyncio.to_thread(self._uploads.discard, sha256)
+
+    async def _adapter(self, creation: Creation, report: Report) -> Adapter | None:
+        """Take over the adapter that a creation brings, if it brings one."""
+        match creation.adapter:
+            case None:
+                return None
+            case FromUploads(files):
+                report(Progress("converting adapter"))
+                key = _staging_key("adapter", *(f"{path} {sha256}" for path, sha256 in sorted(files.items())))
+                staging = await self._on_disk(self._store.staging, key)
+                try:
+                    for path, sha256 in files.items():
+                        await self._on_disk(_link, await self._uploaded(sha256), staging / path)
+                    return await self._on_disk(self._store.adopt, staging)
+                finally:
+                    await self._on_disk(self._store.discard, key)
+            case folder:
+                report(Progress("converting adapter", str(folder)))
+                return await self._on_disk(self._store.adopt, folder)
 
     async def _uploaded(self, sha256: str) -> Path:
         found = await asyncio.to_thread(self._uploads.find, sha256)
@@ -255,15 +282,25 @@ class Catalog:
         staged: StagedModel,
         hints: HubSource | None,
         report: Report,
-        recipe: Recipe = NO_RECIPE,
+        creation: Creation | None = None,
     ) -> None:
+        adapter = await self._adapter(creation, report) if creation else None
         report(Progress("writing manifest"))
-        self._put(await self._on_disk(self._store.commit, ref, staged, hints, recipe))
+        recipe = creation.changes if creation else NO_RECIPE
+        self._put(await self._on_disk(self._store.commit, ref, staged, hints, recipe, adapter))
 
     def _put(self, model: Model) -> Model:
         self._models[model.ref.key] = model
-        self.on_change()
+        self._changed()
         return model
+
+    def _changed(self) -> None:
+        ranks: dict[str, int] = {}
+        for model in self._models.values():
+            if model.adapter is not None:
+                ranks[model.path] = max(ranks.get(model.path, 0), model.adapter.rank)
+        self._ranks = ranks
+        self.on_change()
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run in the disk's thread. Cancelling waits for it: half a commit is not left to run on unseen."""

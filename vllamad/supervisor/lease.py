@@ -43,9 +43,12 @@ class Lease:
         lease. The stream's own reads raise the same."""
         self._raise_if_broken()
         try:
+            if self.model.adapter is not None:
+                await self._client.learn(self.model.adapter)
             stream = await self._client.open("POST", path, body, headers)
         except VllamaError as error:
-            self.suspect()
+            if error.reason is Reason.ENGINE_DIED:
+                self.suspect()
             raise self.broken or error from error
         if self.broken is not None:
             stream.close()
