@@ -30,9 +30,9 @@ test: check ## everything that must hold before a change lands, the real engine 
 	@$(BIN)/python -m pytest -q tests/integration
 	@echo "→ end-to-end ring: the real engine"
 	@engine=$$($(PYTHON) scripts/engine_env.py --device cpu); gguf=$$($(PYTHON) scripts/packaged_model.py); \
-	minilm=$$($(PYTHON) scripts/packaged_model.py minilm); \
+	minilm=$$($(PYTHON) scripts/packaged_model.py minilm); modules=$$($(PYTHON) scripts/javascript_client.py); \
 	VLLAMA_TEST_ENGINE_PYTHON="$$engine" VLLAMA_TEST_GGUF="$$gguf" VLLAMA_TEST_EMBEDDING_MODEL="$$minilm" \
-	$(BIN)/python -m pytest -q tests/e2e
+	VLLAMA_TEST_NODE_MODULES="$$modules" $(BIN)/python -m pytest -q tests/e2e
 
 test-quick: venv-dev ## the inner rings: no engine, no daemon, under half a minute
 	@$(BIN)/python -m pytest -q

@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def embedding_model() -> Path:
 
 def node_modules() -> Path:
     """A folder with the packages of ``tests/e2e/javascript/package.json``, or skip."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed: it runs the official JavaScript client")
     return _path("VLLAMA_TEST_NODE_MODULES", "a node_modules folder with the official JavaScript client")
 
 

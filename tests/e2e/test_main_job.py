@@ -4,11 +4,9 @@ The tests run in this order on one daemon: the later ones kill what the earlier 
 """
 
 import asyncio
-import http.client
 import os
 import re
 import signal
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,7 @@ import ollama
 import pytest
 
 from tests.e2e.conftest import MODEL
+from tests.e2e.real_engine import engine_metric
 from tests.fakes.daemon import Daemon
 
 pytestmark = pytest.mark.engine
@@ -25,28 +24,6 @@ pytestmark = pytest.mark.engine
 QUESTION = "What is the capital of France?"
 GREEDY = {"temperature": 0, "num_predict": 16}
 RELOAD_S = 300.0
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP to the worker itself, past the daemon."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("engine", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(str(self._path))
-
-
-def engine_metric(daemon: Daemon, name: str) -> float:
-    """A sum over the labels of one of the engine's own metrics."""
-    (path,) = (daemon.runtime / "workers").glob("*/s")
-    connection = UnixConnection(path)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE))
 
 
 def ready_worker(daemon: Daemon) -> dict[str, Any]:

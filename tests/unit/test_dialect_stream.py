@@ -89,6 +89,55 @@ def test_thinking_then_text() -> None:
     ]
 
 
+def whole(**message: Any) -> bytes:
+    choices = [{"index": 0, "message": {"role": "assistant", **message}, "finish_reason": "stop"}]
+    return json.dumps({"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": 4}}).encode()
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.sampled_from(["\n", " ", "a", " b", "c\n"]), max_size=6),
+    st.lists(st.sampled_from(["\n", "\n\n", "x", " y", "z "]), max_size=6),
+)
+def test_blanks_around_thinking_are_its_marks(thoughts: list[str], texts: list[str]) -> None:
+    """Streamed or whole, they go; those inside of the thinking, and at the end of the text, stay."""
+    frames = [choice(delta={"reasoning": thought}) for thought in thoughts]
+    reply = ChatStream("m")
+    output = b"".join(reply.feed(frame, AT) for frame in frames + [choice(delta={"content": text}) for text in texts])
+    spoken = [line["message"] for line in lines_of(output)]
+    thinking, text = "".join(thoughts), "".join(texts)
+    assert "".join(message.get("thinking", "") for message in spoken) == thinking.strip()
+    assert "".join(message["content"] for message in spoken) == (text.lstrip() if thinking else text)
+    assert all(message["content"] or message.get("thinking") for message in spoken)
+    at_once = json.loads(ChatStream("m").answer(whole(content=text, reasoning=thinking or None), AT, TIMING))["message"]
+    assert at_once.get("thinking", "") == thinking.strip()
+    assert at_once["content"] == (text.lstrip() if thinking else text)
+
+
+def test_logprobs_of_blanks_after_thinking_are_kept() -> None:
+    reply = ChatStream("m")
+    reply.feed(choice(delta={"reasoning": "hm"}), AT)
+    frame = choice(delta={"content": "\n"}, logprobs={"content": [{"token": "\n", "logprob": -0.5}]})
+    (line,) = lines_of(reply.feed(frame, AT))
+    assert line["message"]["content"] == ""
+    assert line["logprobs"] == [{"token": "\n", "logprob": -0.5}]
+
+
+def test_ids_of_calls_look_like_ollamas_unless_they_are_the_models_own() -> None:
+    calls = [
+        {"id": "chatcmpl-tool-b0a23d57c2741581", "function": {"name": "f", "arguments": "{}"}},
+        {"id": "functions.g:1", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    answer = json.loads(ChatStream("m").answer(whole(content=None, tool_calls=calls), AT, TIMING))
+    assert [call["id"] for call in answer["message"]["tool_calls"]] == ["call_b0a23d57c2741581", "functions.g:1"]
+    reply = ChatStream("m")
+    deltas = [{"tool_calls": [{"index": at, **call}]} for at, call in enumerate(calls)]
+    output = b"".join(reply.feed(choice(delta=delta), AT) for delta in deltas)
+    output += reply.feed(choice(delta={}, finish_reason="tool_calls"), AT)
+    streamed = [call["id"] for line in lines_of(output) for call in line["message"]["tool_calls"]]
+    assert streamed == ["call_b0a23d57c2741581", "functions.g:1"]
+
+
 def test_tool_calls_leave_whole_and_with_an_object() -> None:
     def part(index: int, arguments: str, **more: Any) -> bytes:
         call = {"index": index, "function": {"arguments": arguments, **({"name": more["name"]} if more else {})}}

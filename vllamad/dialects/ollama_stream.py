@@ -20,6 +20,8 @@ _LEAST_NS = 1000
 
 _DONE_REASONS = {"length": "length"}
 _NOT_AN_END = frozenset({"abort", "error"})
+_ENGINES_CALL = "chatcmpl-tool-"
+"""How ids of tool calls begin unless the model's own format brings them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ class _Reply(ABC):
         self._context: list[int] = []
         self._calls: dict[int, _Call] = {}
         self._call_count = 0
+        self._has_thought = False
+        self._is_after_thinking = False
+        self._blanks = ""
+        """The end of the thinking so far, kept back until more of it comes."""
 
     def feed(self, chunk: bytes, created_at: str) -> bytes:
         """Translate what has arrived; returns the lines that are due now, maybe none."""
@@ -89,6 +95,8 @@ class _Reply(ABC):
             if delta.error is not None:
                 self.error = delta.error
                 break
+            if delta.thinking or self._is_after_thinking:
+                self._trim(delta)
             if delta.text or delta.thinking or delta.logprobs:
                 self._write_text(delta, created_at, lines)
             if delta.tool_calls or delta.finish_reason:
@@ -116,6 +124,7 @@ class _Reply(ABC):
         self._note(delta)
         if self.error is not None:
             raise self.error
+        self._trim(delta)
         calls: list[dict[str, Any]] = []
         text = delta.text
         for part in delta.tool_calls or ():
@@ -147,6 +156,19 @@ class _Reply(ABC):
                     "see its last lines: vllamactl logs MODEL",
                 )
             self._finish_reason = _DONE_REASONS.get(delta.finish_reason, "stop")
+
+    def _trim(self, delta: Delta) -> None:
+        """Take the blanks around thinking away, as Ollama's parsers do: they belong to its marks (``<think>`` and its
+        end stand on lines of their own), and clients show what they get."""
+        if delta.thinking:
+            thought = self._blanks + delta.thinking
+            delta.thinking = (thought if self._has_thought else thought.lstrip()).rstrip()
+            self._has_thought = self._has_thought or bool(delta.thinking)
+            self._blanks = thought[len(thought.rstrip()) :]
+            self._is_after_thinking = True
+        if self._is_after_thinking and delta.text:
+            delta.text = delta.text.lstrip()
+            self._is_after_thinking = not delta.text
 
     def _write_text(self, delta: Delta, created_at: str, lines: list[bytes]) -> None:
         head = self._prefix + created_at.encode()
@@ -183,7 +205,10 @@ class _Reply(ABC):
     def _tool_call(self, call: _Call, arguments: dict[str, Any]) -> dict[str, Any]:
         index = self._call_count
         self._call_count += 1
-        return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}
+        # Ollama's ids begin with call_, and some clients look at that. One that is the model's own stays: its template
+        # may want it back.
+        identity = f"call_{call.id.removeprefix(_ENGINES_CALL)}" if call.id.startswith(_ENGINES_CALL) else call.id
+        return {"id": identity, "function": {"index": index, "name": call.name, "arguments": arguments}}
 
     def _logprobs(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [self._logprob(entry, is_top=False) for entry in entries]
