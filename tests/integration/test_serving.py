@@ -227,13 +227,17 @@ def test_an_adapter_is_a_model_of_its_own_on_its_bases_worker(house: Daemon) -> 
     (worker,) = house.workers()
     argv = Path(f"/proc/{worker['pid']}/cmdline").read_text().split("\0")
     assert argv[argv.index("--max-lora-rank") + 1] == "32"
+    # What it shows makes the same model again.
+    (house.root / "Modelfile").write_text(house.ctl("show", "loud", "--modelfile").stdout)
+    house.ctl("create", "loudest", "-f", str(house.root / "Modelfile"))
+    assert house.json("show", "loudest")["adapter_digest"] == house.json("show", "loud")["adapter_digest"]
     # Over HTTP, as Ollama's clients send one.
     client = ollama.Client(host=house.url)
     files = {f"lora/{path.name}": client.create_blob(path) for path in folder.iterdir()}
     client.create("louder", from_="tiny", adapters=files, system="Shout.", stream=False)
     assert say("louder") == before.upper()
     assert len(house.workers()) == 1
-    for name in ("louder", "loud"):
+    for name in ("louder", "loudest", "loud"):
         house.ctl("rm", name)
     # Nothing needs the room for adapters any more, and the next worker does not make it.
     assert say("tiny") == before

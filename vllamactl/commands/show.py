@@ -56,6 +56,7 @@ def page(model: Model, now: float) -> list[str]:
     origin = " ".join(part for part in (model.source, model.repository, model.revision[:12]) if part)
     if model.parent:
         origin = f"model {model.parent}"
+    adapter = f"LoRA {model.adapter_digest[:12]}" if model.adapter_digest else ""
     sections = {
         "Model": pairs(
             [
@@ -77,6 +78,7 @@ def page(model: Model, now: float) -> list[str]:
                 ("size", human.size(model.size_bytes)),
                 ("modified", human.instant(seconds_of(model.modify_time), now)),
                 ("from", origin),
+                ("adapter", adapter),
                 ("path", model.path),
             ],
             indent=4,

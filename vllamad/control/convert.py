@@ -97,6 +97,7 @@ def model(one: Model, source: str = "") -> models_pb2.Model:
         messages=[models_pb2.ModelMessage(role=role, content=text) for role, text in recipe.messages],
         modelfile=modelfile_of(one, source) if source else "",
         parent=one.parent,
+        adapter_digest=one.adapter.digest if one.adapter else "",
         files=[
             models_pb2.ModelFile(path=file.path, digest=f"sha256:{file.sha256}", size_bytes=file.size_bytes)
             for file in one.files

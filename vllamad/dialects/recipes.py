@@ -41,12 +41,13 @@ def checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def write_modelfile(source: str, recipe: Recipe) -> str:
-    """The Modelfile that makes a model of ``source`` and this recipe. Raises INVALID_REQUEST for the few texts that no
-    Modelfile can hold; ``checked`` keeps them out."""
+def write_modelfile(source: str, recipe: Recipe, adapter: str = "") -> str:
+    """The Modelfile that makes a model of ``source``, this recipe and the adapter in this folder. Raises
+    INVALID_REQUEST for the few texts that no Modelfile can hold; ``checked`` keeps them out."""
     return render(
         Modelfile(
             (source,),
+            adapters=(adapter,) if adapter else (),
             template=recipe.template,
             system=recipe.system,
             licenses=recipe.licenses,

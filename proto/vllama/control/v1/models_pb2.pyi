@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "size_bytes", "modify_time", "capabilities", "details", "source", "repository", "revision", "path", "template", "license", "files", "system", "parameters", "messages", "modelfile", "parent")
+    __slots__ = ("name", "digest", "size_bytes", "modify_time", "capabilities", "details", "source", "repository", "revision", "path", "template", "license", "files", "system", "parameters", "messages", "modelfile", "parent", "adapter_digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class Model(_message.Message):
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MODELFILE_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     size_bytes: int
@@ -45,7 +46,8 @@ class Model(_message.Message):
     messages: _containers.RepeatedCompositeFieldContainer[ModelMessage]
     modelfile: str
     parent: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., modify_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., details: _Optional[_Union[ModelDetails, _Mapping]] = ..., source: _Optional[str] = ..., repository: _Optional[str] = ..., revision: _Optional[str] = ..., path: _Optional[str] = ..., template: _Optional[str] = ..., license: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., system: _Optional[str] = ..., parameters: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ModelMessage, _Mapping]]] = ..., modelfile: _Optional[str] = ..., parent: _Optional[str] = ...) -> None: ...
+    adapter_digest: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., modify_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., details: _Optional[_Union[ModelDetails, _Mapping]] = ..., source: _Optional[str] = ..., repository: _Optional[str] = ..., revision: _Optional[str] = ..., path: _Optional[str] = ..., template: _Optional[str] = ..., license: _Optional[str] = ..., files: _Optional[_Iterable[_Union[ModelFile, _Mapping]]] = ..., system: _Optional[str] = ..., parameters: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ModelMessage, _Mapping]]] = ..., modelfile: _Optional[str] = ..., parent: _Optional[str] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
 
 class ModelMessage(_message.Message):
     __slots__ = ("role", "content")
