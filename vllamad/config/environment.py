@@ -17,9 +17,12 @@ from vllamad.config.settings import ROWS
 
 OTHER_NAMES = frozenset(
     {
-        "VLLAMA_ENGINES", "VLLAMA_TEST_ENGINE_PYTHON", "VLLAMA_TEST_GGUF", "VLLAMA_TEST_EMBEDDING_MODEL",
+        "VLLAMA_ENGINES",
+        "VLLAMA_TEST_ENGINE_PYTHON",
+        "VLLAMA_TEST_GGUF",
+        "VLLAMA_TEST_EMBEDDING_MODEL",
         "VLLAMA_TEST_NODE_MODULES",
-    }  # fmt: skip
+    }
 )
 """Names with our prefix that are no settings of the daemon but may stand in its environment."""
 
