@@ -1,11 +1,14 @@
 """Where the real engine and a real model are, for the tests that need them, and what an engine says of itself."""
 
 import http.client
+import json
 import os
 import re
 import shutil
 import socket
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,10 @@ from tests.fakes.daemon import Daemon
 
 START_DEADLINE_S = 300
 """A start takes 20 to 60 s on two cores; on a busy machine with a cold disk several times that."""
+
+
+JAVASCRIPT = Path(__file__).with_name("javascript") / "client.mjs"
+JAVASCRIPT_S = 90.0
 
 
 def engine_python() -> Path:
@@ -40,6 +47,25 @@ def node_modules() -> Path:
     if shutil.which("node") is None:
         pytest.skip("node is not installed: it runs the official JavaScript client")
     return _path("VLLAMA_TEST_NODE_MODULES", "a node_modules folder with the official JavaScript client")
+
+
+def javascript_command(daemon: Daemon, model: str, scene: str) -> list[str]:
+    """The command that plays one scene of ``javascript/client.mjs`` with a daemon."""
+    return ["node", str(JAVASCRIPT), str(node_modules()), daemon.url, model, scene]
+
+
+def play_javascript(daemon: Daemon, model: str, scene: str) -> Any:
+    """Play a scene to its end; returns what the client saw."""
+    played = subprocess.run(
+        javascript_command(daemon, model, scene),
+        capture_output=True,
+        text=True,
+        timeout=JAVASCRIPT_S,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert played.returncode == 0, played.stderr + daemon.log_text()[-2000:]
+    return json.loads(played.stdout.splitlines()[-1])
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -14,7 +14,7 @@ import ollama
 import pytest
 
 from tests.contract import engine_claims as claims
-from tests.e2e.real_engine import START_DEADLINE_S, embedding_model, engine_python
+from tests.e2e.real_engine import START_DEADLINE_S, embedding_model, engine_python, play_javascript
 from tests.fakes.daemon import Daemon, running
 from vllamad.engine.client import UdsEngineClient
 
@@ -63,6 +63,14 @@ def tokens(house: Daemon, text: str) -> int:
 
 def likeness(one: Any, other: Any) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def test_the_javascript_client_gets_the_same_vectors(house: Daemon, client: ollama.Client) -> None:
+    seen = play_javascript(house, MODEL, "embedding")
+    cat, kitten = seen["embed"]["embeddings"]
+    assert likeness(cat, kitten) > 0.5
+    assert likeness(cat, seen["one"]["embeddings"][0]) > 0.99999
+    assert likeness(cat, client.embed(MODEL, "A cat sits on the mat.").embeddings[0]) > 0.99999
 
 
 def test_vectors_have_length_one_and_know_what_is_alike(house: Daemon, client: ollama.Client) -> None:

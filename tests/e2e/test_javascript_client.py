@@ -2,36 +2,20 @@
 
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import TALENT, Theatre
-from tests.e2e.real_engine import node_modules
+from tests.e2e.real_engine import JAVASCRIPT_S, javascript_command, play_javascript
 
 pytestmark = pytest.mark.engine
 
-SCRIPT = Path(__file__).with_name("javascript") / "client.mjs"
 PARIS = "The capital of France is Paris."
-DEADLINE_S = 90.0
-
-
-def command(theatre: Theatre, scene: str) -> list[str]:
-    return ["node", str(SCRIPT), str(node_modules()), theatre.url, TALENT, scene]
 
 
 def play(theatre: Theatre, scene: str) -> Any:
-    played = subprocess.run(
-        command(theatre, scene),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    assert played.returncode == 0, played.stderr + theatre.daemon.log_text()[-2000:]
-    return json.loads(played.stdout.splitlines()[-1])
+    return play_javascript(theatre.daemon, TALENT, scene)
 
 
 def test_chat_and_generate_whole_and_streamed(theatre: Theatre) -> None:
@@ -89,7 +73,11 @@ def test_an_abort_ends_the_engines_work(theatre: Theatre, scene: str, streams: i
     """The client's process lives on meanwhile: nothing but the abort closes its connections."""
     before = theatre.finished()
     with subprocess.Popen(
-        command(theatre, scene), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        javascript_command(theatre.daemon, TALENT, scene),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as client:
         assert client.stdout and client.stdin and client.stderr
         try:
@@ -102,6 +90,6 @@ def test_an_abort_ends_the_engines_work(theatre: Theatre, scene: str, streams: i
             assert theatre.finished() - before == asked, "an answer was finished that nobody wanted"
             assert client.poll() is None
             client.stdin.close()
-            assert client.wait(DEADLINE_S) == 0
+            assert client.wait(JAVASCRIPT_S) == 0
         finally:
             client.kill()

@@ -61,6 +61,11 @@ const scenes = {
     };
   },
 
+  async embedding() {
+    const input = ["A cat sits on the mat.", "A kitten rests on a rug."];
+    return { embed: await client.embed({ model, input }), one: await client.embed({ model, input: input[0] }) };
+  },
+
   async models() {
     const made = "from-javascript";
     const parameters = { num_predict: 3, temperature: 0 };
