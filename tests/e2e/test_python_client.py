@@ -13,7 +13,7 @@ from typing import Any
 import ollama
 import pytest
 
-from tests.e2e.conftest import TALENT, Theatre
+from tests.e2e.conftest import ADAPTED, TALENT, Theatre
 from tests.fakes.hub import tiny_model
 
 pytestmark = pytest.mark.engine
@@ -109,7 +109,7 @@ def test_create_from_a_model_list_show_ps_copy_delete(runner: Talking, theatre: 
         for name in ("lamp", "lamp:whole", "lantern"):
             assert (await both.ask("delete", name)).status == "success"
         assert await both.refusal("delete", "lantern") == (404, "model 'lantern' not found")
-        assert {model.model for model in (await both.ask("list")).models} == {TALENT}
+        assert {model.model for model in (await both.ask("list")).models} == {TALENT, ADAPTED}
         assert len(theatre.daemon.workers()) == 1
 
     loop.run(talk())
