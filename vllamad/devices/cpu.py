@@ -1,7 +1,8 @@
 """The machine's own memory and what its processor can do (floor 2): fills ``DeviceProbe`` where no GPU is.
 
 Memory is the lesser of the machine's and that of every control group around us (a container, a systemd slice):
-beyond it the kernel kills, however much the machine has.
+beyond it the kernel kills, however much the machine has. A budget, where one is set, is a limit of the same kind, but
+nobody enforces it: it is what the house plans with.
 """
 
 import contextlib
@@ -12,18 +13,30 @@ from typing import NamedTuple
 from vllamad.domain.ports import DeviceReading
 
 DEVICE = "CPU"
+UUID = "cpu"
+"""Of the one device of its kind."""
 
 NO_LIMIT_BYTES = 2**60
 """The old kind of control group says "no limit" by a number near 2^63."""
 
 
 class CpuProbe:
-    """Reads ``/proc`` and the control groups; these files answer at once, so no thread is needed. The arguments are
-    for tests."""
+    """Reads ``/proc`` and the control groups; these files answer at once, so no thread is needed. ``budget_bytes`` is
+    what all workers together may have, 0 for what the machine has; who holds how much of it is the ledger's business,
+    so ``free_bytes`` only says that no more is there to be had. The paths are for tests."""
 
-    def __init__(self, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> None:
+    def __init__(
+        self, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"), *, budget_bytes: int = 0
+    ) -> None:
         self._proc = proc
         self._groups = groups
+        self._budget_bytes = budget_bytes
+        self._problem = ""
+
+    @property
+    def problem(self) -> str:
+        """See ``DeviceProbe.problem``."""
+        return self._problem
 
     async def read(self) -> list[DeviceReading]:
         """See ``DeviceProbe.read``."""
@@ -34,11 +47,15 @@ class CpuProbe:
         try:
             meminfo = _keyed((self._proc / "meminfo").read_text())
             total, free = meminfo["MemTotal"] * 1024, meminfo["MemAvailable"] * 1024
-        except (OSError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError) as error:
+            self._problem = f"unreadable: {self._proc / 'meminfo'}: {error!r}"
             return []
+        self._problem = ""
         for limit, used in self._limits():
             total, free = min(total, limit), min(free, max(0, limit - used))
-        return [DeviceReading(DEVICE, total, free)]
+        if self._budget_bytes:
+            total, free = min(total, self._budget_bytes), min(free, self._budget_bytes)
+        return [DeviceReading(DEVICE, total, free, uuid=UUID, kind="cpu")]
 
     def _limits(self) -> Iterator[tuple[int, int]]:
         """Limit and use of every control group around us that has a limit."""

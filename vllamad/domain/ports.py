@@ -2,8 +2,8 @@
 with fakes, and one suite of claims per port runs on both.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -171,8 +171,34 @@ class EngineStream(Protocol):
         ...
 
 
+class EngineSocket(Protocol):
+    """A websocket to the engine. Text frames are ``str``, binary ones ``bytes``."""
+
+    @property
+    def close_code(self) -> int | None:
+        """What the engine closed it with; None while it is open."""
+        ...
+
+    async def send(self, frame: str | bytes) -> None:
+        """Send one frame; waits while the engine does not read. Raises ENGINE_DIED."""
+        ...
+
+    def frames(self) -> AsyncIterator[str | bytes]:
+        """Frames as they arrive, until the engine closes. Raises ENGINE_DIED if the connection breaks."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection. Harmless when repeated."""
+        ...
+
+
 class EngineClient(Protocol):
     """HTTP to one incarnation over its socket."""
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the engine's answers; "" before ``context_length`` was asked."""
+        ...
 
     async def is_healthy(self) -> bool:
         """True if the engine answers that it can serve; False if it does not answer in 5 s, refuses or says no."""
@@ -183,10 +209,19 @@ class EngineClient(Protocol):
         ...
 
     async def open(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> EngineStream:
         """Send a request and return when the head of the answer is there. A pooled connection that turns out stale is
-        retried once if no byte was received. Raises ENGINE_DIED."""
+        retried once if no byte was received; a body that is only there once goes over a fresh one. Raises
+        ENGINE_DIED."""
+        ...
+
+    async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> EngineSocket:
+        """Open a websocket. Raises UNSUPPORTED if the engine has none there, ENGINE_DIED."""
         ...
 
     async def learn(self, adapter: Adapter) -> None:
@@ -372,18 +407,69 @@ class Uploads(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """One device at one moment."""
+    """One device at one moment. What its driver does not tell is None or empty."""
 
     name: str
     total_bytes: int
     free_bytes: int
+    """0 where it does not answer."""
+    index: int = 0
+    """Its number with the driver, by PCI bus. It moves when another GPU vanishes: ``key`` stays."""
+    uuid: str = ""
+    kind: str = "cuda"
+    """"cuda" or "cpu"."""
+    reserved_bytes: int = 0
+    """The part of ``total_bytes`` that the driver keeps for itself; no engine gets it."""
+    used_by_pid: Mapping[int, int] = field(default_factory=dict[int, int], hash=False)
+    """Bytes by process, where the driver tells; processes by the numbers of the host, also in a container."""
+    temperature_c: int | None = None
+    utilisation: float | None = None
+    """The part of the last moments in which it computed, 0 to 1."""
+    capability: tuple[int, int] | None = None
+    """Of CUDA, such as (9, 0)."""
+    nvlink_peers: tuple[str, ...] = ()
+    """``uuid`` of every GPU that NVLink reaches from here, through a switch or not."""
+    ecc_errors: int | None = None
+    """Uncorrectable memory errors since the driver was loaded."""
+    is_mig: bool = False
+    """Cut into slices: its memory is not one piece, and an engine sees a slice."""
+    is_healthy: bool = True
+    """False: place nothing on it, whatever is free."""
+    reason: str = ""
+    """Why it is not healthy: a word ("lost", "silent", "driver", "unreadable", "reset", "xid", "ecc", "mig"), a colon,
+    and a sentence; several of them joined by "; "."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other device, over restarts of the driver too."""
+        return self.uuid or self.name
+
+    def unanswered(self, reason: str) -> "DeviceReading":
+        """The same device when it does not answer: who it is stays known, how it is does not."""
+        return replace(
+            self,
+            free_bytes=0,
+            used_by_pid={},
+            temperature_c=None,
+            utilisation=None,
+            ecc_errors=None,
+            is_healthy=False,
+            reason=reason,
+        )
 
 
 class DeviceProbe(Protocol):
     """What memory there is. Blocking drivers are asked in a thread of their own, with a deadline."""
 
+    @property
+    def problem(self) -> str:
+        """Why the last reading is not what the driver says now; "" if it is. Tells a machine without devices from a
+        driver that has not answered yet."""
+        ...
+
     async def read(self) -> list[DeviceReading]:
-        """Every device now; [] if none answers in time."""
+        """Every device now that workers can see. One that was there and does not answer stays in the list, unhealthy;
+        [] if none was ever read."""
         ...
 
 

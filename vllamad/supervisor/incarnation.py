@@ -181,8 +181,9 @@ class Incarnation:
             self._measure.clear()
             self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
             if self._free_before:
-                now = {one.name: one.free_bytes for one in await self._world.device_probe.read()}
-                self.device_bytes = sum(max(0, free - now.get(name, free)) for name, free in self._free_before.items())
+                readings = await self._world.device_probe.read()
+                now = {one.key: one.free_bytes for one in readings if one.is_healthy}
+                self.device_bytes = sum(max(0, free - now.get(key, free)) for key, free in self._free_before.items())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._measure.wait()
@@ -213,14 +214,17 @@ class Incarnation:
 
     async def _note_free_memory(self) -> None:
         # The engine needs seconds to its first allocation, so this reading is of the time before it.
-        self._free_before = {one.name: one.free_bytes for one in await self._world.device_probe.read()}
+        readings = await self._world.device_probe.read()
+        self._free_before = {one.key: one.free_bytes for one in readings if one.is_healthy}
 
     async def _wait_for_free_memory(self) -> None:
         """Drivers give memory back a while after the process has gone. The deadline of RELEASING bounds the wait: then
         this life is abandoned."""
         while True:
             readings = await self._world.device_probe.read()
-            if all(one.free_bytes + MEMORY_SLACK_BYTES >= self._free_before.get(one.name, 0) for one in readings):
+            # A GPU that was lost has nothing to give back; one whose driver is silent has not shown that it did.
+            held = [one for one in readings if not one.reason.startswith("lost")]
+            if all(one.free_bytes + MEMORY_SLACK_BYTES >= self._free_before.get(one.key, 0) for one in held):
                 return
             await asyncio.sleep(MEMORY_POLL_S)
 
