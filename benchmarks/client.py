@@ -33,6 +33,11 @@ class Target:
         return cls("ollama", f"http://127.0.0.1:{port}/api/chat")
 
     @classmethod
+    def passing(cls, port: int) -> "Target":
+        """The daemon's OpenAI face: the engine's own wire."""
+        return cls("openai", f"http://127.0.0.1:{port}/v1/chat/completions")
+
+    @classmethod
     def worker(cls, socket: Path) -> "Target":
         """The engine's own server, past the daemon."""
         return cls("openai", "http://engine/v1/chat/completions", str(socket))

@@ -48,7 +48,7 @@ def main() -> int:
     options = parse()
     # Run by its path, not as a module: what this folder lies in is what can be imported.
     sys.path[0] = str(ROOT)
-    from benchmarks import machine, measuring
+    from benchmarks import machine, measuring, passthrough
     from benchmarks.client import BenchFailed
     from benchmarks.report import Row, table
 
@@ -67,6 +67,7 @@ def main() -> int:
         "start of the daemon": lambda: measuring.measure_start(effort),
         "vllamactl ps": lambda: measuring.measure_ps(effort),
         "gateway alone": lambda: measuring.measure_gateway(effort, say),
+        "passthrough": lambda: passthrough.measure_passthrough(effort, say),
     }
     if options.engine is not None:
         parts["real engine"] = engine

@@ -91,7 +91,7 @@ class Daemon:
 
         python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
         self._launcher = PosixLauncher(str(places.runtime))
-        self._probe = NvmlProbe() if GPU_DRIVER.exists() else CpuProbe()
+        self._probe = NvmlProbe(visible=environ.get("CUDA_VISIBLE_DEVICES")) if GPU_DRIVER.exists() else CpuProbe()
         engine = VllmEngine(
             self._engine_options(python),
             EngineProbe(python, self._launcher, device=settings.engine.device, has_gpu=GPU_DRIVER.exists()),
@@ -142,7 +142,14 @@ class Daemon:
         converter = GgufConverter(self._launcher, str(python), environ)
         uploads = UploadFolder(places.models / "uploads", store.blobs)
         self._catalog = Catalog(
-            store, hub, converter, uploads, self._operations, engine.quantizations, self._configured
+            store,
+            hub,
+            converter,
+            uploads,
+            self._operations,
+            engine.quantizations,
+            self._configured,
+            dict(settings.models.aliases),
         )
         self._loading = Loading(self._catalog, self._gate, self._supervisor, self._operations)
         self._control = ControlServer(
@@ -163,7 +170,12 @@ class Daemon:
             self._supervisor,
             self._health,
         )
-        policy = Policy(settings.server.origins, _is_loopback(settings.server.host), settings.server.max_body_bytes)
+        policy = Policy(
+            settings.server.origins,
+            _is_loopback(settings.server.host),
+            settings.server.max_body_bytes,
+            settings.server.remote_images,
+        )
         self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port)
 
     # --- life ----------------------------------------------------------------------------------------------------

@@ -171,10 +171,22 @@ async def answers_make_sense_and_count_their_tokens(engine: Running) -> None:
 
 
 async def any_model_name_is_served(engine: Running) -> None:
-    status, _ = await engine.post(
-        "/v1/completions", {"model": "Some/Other:name", "prompt": "Hi", "max_tokens": 1, "temperature": 0}
-    )
-    assert status == 200
+    """And its own is what answers show, in bytes that can be replaced: on every wire, whole and streamed."""
+    await engine.client.context_length()
+    name = engine.client.served_name
+    assert name
+    for path, asked in (
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/chat/completions", {"messages": QUESTION}),
+        ("/v1/messages", {"messages": QUESTION}),
+        ("/v1/responses", {"input": "Hi"}),
+    ):
+        body = {"model": "Some/Other:name", "max_tokens": 1, "max_output_tokens": 1, "temperature": 0, **asked}
+        for stream in (False, True):
+            answer = await engine.client.open("POST", path, json.dumps(body | {"stream": stream}).encode())
+            text = (await answer.read()).decode()
+            assert answer.status == 200, text
+            assert f'"model":{json.dumps(name)}' in text and "Some/Other" not in text
 
 
 async def chat_streams_have_role_text_reason_usage_and_end(engine: Running) -> None:

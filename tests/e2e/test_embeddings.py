@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import ollama
+import openai
 import pytest
 
 from tests.contract import engine_claims as claims
@@ -196,6 +197,27 @@ async def _until(engine: claims.Reached, is_reached: Callable[[float], bool]) ->
             if is_reached(float(line.rpartition(" ")[2])):
                 return
             await asyncio.sleep(0.05)
+
+
+def test_openais_client_and_the_engines_scores(house: Daemon, client: ollama.Client) -> None:
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell sharply today."]
+    mine = client.embed(MODEL, texts).embeddings
+    with openai.OpenAI(base_url=f"{house.url}/v1", api_key="unused", max_retries=0, timeout=60) as other:
+        found = other.embeddings.create(model="ALL-MINILM", input=texts)  # as base64, which is the client's default
+        assert found.model == "ALL-MINILM" and found.usage.prompt_tokens == sum(tokens(house, text) for text in texts)
+        plain = other.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+        for one, two, three in zip(found.data, plain.data, mine, strict=True):
+            assert math.dist(one.embedding, two.embedding) < 1e-5 > math.dist(one.embedding, three)
+        with pytest.raises(openai.BadRequestError, match="does not support chat"):
+            other.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": SKY}])
+    asked = {"model": MODEL, "documents": texts[1:]}
+    for path in ("/v1/rerank", "/rerank"):
+        ranked = house.request("POST", path, asked | {"query": texts[0]}).json()
+        assert [result["index"] for result in ranked["results"]] == [0, 1]
+        assert ranked["model"] == MODEL
+    for path in ("/v1/score", "/score"):
+        scored = house.request("POST", path, asked | {"queries": texts[0]}).json()
+        assert scored["data"][0]["score"] > 0.5 > 0.2 > scored["data"][1]["score"]
 
 
 def test_keep_alive_zero_unloads_after_the_answer(house: Daemon, client: ollama.Client) -> None:

@@ -19,13 +19,18 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine_answers import Card, Plan, Refused, chunks, count_tokens, embeddings, plan, sse, whole
+import engine_faces as faces
+from engine_answers import Card, Refused, chunks, count_tokens, embeddings, plan, sse, whole
 
 CORE_DEATH_TO_EXIT_S = 1.0
+GENERATING_ROUTES = {
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+}  # fmt: skip
+POOLING_ROUTES = {"/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank"}
 POLL_S = 0.01
 """How soon a stream notices that its client has gone."""
 
@@ -64,6 +69,8 @@ class Faults:
     """Close the connection without an answer, for so many generation requests."""
     close_idle: bool = False
     """Close kept-alive connections after each answer without having said so."""
+    has_audio: bool = False
+    """Serve recordings and the realtime websocket, as for a model that transcribes."""
     token_delay_s: float = 0.0
     tokens: int = 16
     """Length of an answer that nothing limits."""
@@ -204,6 +211,9 @@ class FakeEngine:
         try:
             while (request := await read_request(reader)) is not None:
                 method, path, headers, body = request
+                if headers.get("upgrade", "").lower() == "websocket" and path.startswith("/v1/realtime"):
+                    await self.realtime(reader, writer, headers)
+                    break
                 work = asyncio.create_task(self.answer(writer, method, path, headers, body))
                 gone = asyncio.create_task(self.hang_up(reader))
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -230,6 +240,8 @@ class FakeEngine:
         """Answer one request; True if the connection may be used again."""
         path = path.partition("?")[0]
         try:
+            if method == "POST" and path.startswith("/v1/audio/"):
+                return await self.hear(writer, path, headers, body)
             if method == "POST":
                 data = json.loads(body) if body else {}
                 return await self.post(writer, path, headers, data)
@@ -307,22 +319,48 @@ class FakeEngine:
             error = {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
             await respond(writer, 500, {"error": error})
             return False
-        served = {"/v1/embeddings"} if self.card.is_pooling else {"/v1/chat/completions", "/v1/completions"}
-        if path not in served:
+        if path not in (POOLING_ROUTES if self.card.is_pooling else GENERATING_ROUTES):
             return await respond(writer, 404, {"detail": "Not Found"})
-        if self.card.is_pooling:
+        if path == "/v1/messages/count_tokens":
+            return await respond(writer, 200, faces.token_count(self.card, body))
+        if path == "/v1/embeddings":
             return await self.embed(writer, body)
-        is_chat = path == "/v1/chat/completions"
-        decided = plan(self.card, body, is_chat=is_chat)
-        if body.get("model") in self.adapters:
+        if self.card.is_pooling:
+            return await self.once(writer, faces.scores(self.card, path, body, self.served), 0.0)
+        try:
+            return await self.generate(writer, path, body)
+        except Refused as refused:
+            if path != "/v1/messages":
+                raise
+            error = refused.body["error"]
+            told = {"type": error["type"], "message": error["message"]}
+            return await respond(writer, refused.status, {"type": "error", "error": told})
+
+    async def generate(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> bool:
+        """One of the four wires; the same plan behind each."""
+        is_adapted = body.get("model") in self.adapters
+        # As vLLM: an adapter answers under its own name.
+        card = dataclasses.replace(self.card, names=[body["model"]]) if is_adapted else self.card
+        number = self.served
+        read = {"/v1/messages": faces.chat_of_messages, "/v1/responses": faces.chat_of_responses}.get(path)
+        decided = plan(card, read(body) if read else body, is_chat=path != "/v1/completions")
+        if is_adapted:
             decided.tokens = [token.upper() for token in decided.tokens]
+        if path == "/v1/messages":
+            answer, events = faces.message(card, decided, number), faces.message_events(card, decided, number)
+        elif path == "/v1/responses":
+            answer = faces.response(card, body, decided, number)
+            events = faces.response_events(card, body, decided, number)
+        else:
+            is_chat = path == "/v1/chat/completions"
+            answer = whole(card, body, decided, number, is_chat=is_chat)
+            events = map(sse, chunks(card, body, decided, number, is_chat=is_chat))
+        if not body.get("stream"):
+            return await self.once(writer, answer, self.faults.token_delay_s * len(decided.tokens))
+        ends = sse("[DONE]") if path in {"/v1/chat/completions", "/v1/completions"} else b""
         self.running += 1
         try:
-            if body.get("stream"):
-                await self.stream(writer, body, decided, self.served, is_chat=is_chat)
-            else:
-                await asyncio.sleep(self.faults.token_delay_s * len(decided.tokens))
-                await respond(writer, 200, whole(self.card, body, decided, self.served, is_chat=is_chat))
+            await self.stream(writer, events, ends)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
             raise
@@ -344,11 +382,41 @@ class FakeEngine:
         text = f"Success: LoRA adapter '{name}' added successfully."
         return await respond(writer, 200, text.encode(), "text/plain; charset=utf-8")
 
-    async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
-        answer = embeddings(self.card, body, self.served)
+    async def hear(self, writer: asyncio.StreamWriter, path: str, headers: dict[str, str], body: bytes) -> bool:
+        """A recording."""
+        fields = faces.form(headers.get("content-type", ""), body)
+        shown = {name: value.decode("latin-1")[:100] for name, value in fields.items() if name != "file"}
+        self.requests.append({"path": path, "headers": headers, "body": shown})
+        self.served += 1
+        if not self.faults.has_audio:
+            return await respond(writer, 404, {"detail": "Not Found"})
+        return await self.once(writer, faces.transcription(fields), self.faults.token_delay_s)
+
+    async def realtime(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: dict[str, str]
+    ) -> None:
+        """A websocket, to its end."""
+        self.requests.append({"path": "/v1/realtime", "headers": headers, "body": {}})
+        if not self.faults.has_audio:
+            await respond(writer, 403, b"")
+            return
+        websocket = faces.Websocket(reader, writer)
+        await websocket.accept(headers["sec-websocket-key"])
         self.running += 1
         try:
-            await asyncio.sleep(self.faults.token_delay_s * len(answer["data"]))
+            await faces.realtime(websocket)
+        finally:
+            self.running -= 1
+
+    async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
+        answer = embeddings(self.card, body, self.served)
+        return await self.once(writer, answer, self.faults.token_delay_s * len(answer["data"]))
+
+    async def once(self, writer: asyncio.StreamWriter, answer: dict[str, Any], spent_s: float) -> bool:
+        """An answer that is not streamed."""
+        self.running += 1
+        try:
+            await asyncio.sleep(spent_s)
             await respond(writer, 200, answer)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
@@ -358,14 +426,12 @@ class FakeEngine:
         self.finished += 1
         return True
 
-    async def stream(
-        self, writer: asyncio.StreamWriter, body: dict[str, Any], decided: Plan, number: int, *, is_chat: bool
-    ) -> None:
+    async def stream(self, writer: asyncio.StreamWriter, events: Iterator[bytes], ends: bytes) -> None:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         sent = 0
-        async for event in self.events(body, decided, number, is_chat=is_chat):
+        async for event in self.spoiled(events, ends):
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))
             await writer.drain()
             sent += 1
@@ -376,16 +442,17 @@ class FakeEngine:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
-    async def events(self, body: dict[str, Any], decided: Plan, number: int, *, is_chat: bool) -> AsyncIterator[bytes]:
-        for at, chunk in enumerate(chunks(self.card, body, decided, number, is_chat=is_chat)):
+    async def spoiled(self, events: Iterator[bytes], ends: bytes) -> AsyncIterator[bytes]:
+        for at, event in enumerate(events):
             if self.core_is_dead or (at and at == self.faults.error_in_stream):
                 error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
                 yield sse({"error": error | {"param": None}})
                 break
             if at:
                 await asyncio.sleep(self.faults.token_delay_s)
-            yield sse(chunk)
-        yield sse("[DONE]")
+            yield event
+        if ends:
+            yield ends
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str], bytes] | None:

@@ -5,7 +5,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +17,7 @@ from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Operation, OperationKind, Progress
+from vllamad.domain.ports import EngineSocket
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import State
 from vllamad.http.services import CatalogService, OperationsService, Services
@@ -183,7 +184,9 @@ class FakeStream:
         self, status: int, chunks: Sequence[bytes], broken: VllamaError | None = None, hold: asyncio.Event | None = None
     ) -> None:
         self.status = status
-        self.headers: Mapping[str, str] = {}
+        is_events = bool(chunks) and chunks[0].startswith((b"data:", b"event:"))
+        kind = "text/event-stream; charset=utf-8" if is_events else "application/json"
+        self.headers: Mapping[str, str] = {"content-type": kind}
         self.is_closed = False
         self._chunks = chunks
         self._broken = broken
@@ -226,7 +229,7 @@ def plays(answer: Answer) -> Script:
             return FakeStream(200, [json.dumps({"tokens": answer.tokens or tokenize(body)}).encode()])
         if path == "/detokenize":
             return FakeStream(200, [json.dumps({"prompt": answer.rendered}).encode()])
-        if body["stream"]:
+        if body.get("stream"):
             return FakeStream(200, answer.stream(body))
         return FakeStream(200, [answer.whole(body)])
 
@@ -309,13 +312,25 @@ class FakeLease:
     waited_ns: int = 1_500_000
     asked: list[tuple[str, dict[str, Any], Mapping[str, str]]] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
+    served_name: str = "m"
+    bodies: list[bytes] = field(default_factory=list)
 
-    async def open(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> FakeStream:
+    async def open(
+        self, path: str, body: bytes | AsyncIterable[bytes], headers: Mapping[str, str] | None = None
+    ) -> FakeStream:
+        if not isinstance(body, bytes):
+            self.bodies.append(b"".join([part async for part in body]))
+            self.asked.append((path, {}, headers or {}))
+            return self.script(path, {})
+        self.bodies.append(body)
         fields = json.loads(body)
         self.asked.append((path, fields, headers or {}))
         stream = self.script(path, fields)
         self.streams.append(stream)
         return stream
+
+    async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> EngineSocket:
+        raise VllamaError(Reason.UNSUPPORTED, f"the engine has no websocket at {path}")
 
 
 class FakeGate:

@@ -65,6 +65,8 @@ class FakeStream:
 class FakeClient:
     """Healthy when its child says so."""
 
+    served_name = "m:latest"
+
     def __init__(self, child: "FakeChild") -> None:
         self.child = child
         self.streams: list[FakeStream] = []

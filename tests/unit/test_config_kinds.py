@@ -20,6 +20,7 @@ from vllamad.config.kinds import (
     Size,
     Text,
     TextList,
+    TextTable,
     write_duration,
 )
 
@@ -145,10 +146,28 @@ def test_a_list_holds_strings_only(value: object) -> None:
         TextList().from_toml(value)
 
 
+def test_tables_come_by_commas_and_equals_signs() -> None:
+    table = TextTable("names", check_model_name)
+    assert table.from_text("gpt-4o=qwen3:8b, x = y,,") == (("gpt-4o", "qwen3:8b"), ("x", "y"))
+    assert table.from_toml({"gpt-4o": "qwen3:8b"}) == (("gpt-4o", "qwen3:8b"),)
+    for value in ([], "x", {"a": 1}, {"a": ""}, {"": "a"}, {"a": "b\0"}, {"a b": "c"}, {"a": "b c"}):
+        with pytest.raises(Refused):
+            table.from_toml(value)
+    with pytest.raises(Refused, match="no = in gpt-4o"):
+        table.from_text("gpt-4o")
+
+
+def test_switches_are_read_as_people_write_them() -> None:
+    assert [Boolean().from_text(word) for word in ("true", "1", "On", "false", "0", "OFF")] == [True] * 3 + [False] * 3
+    with pytest.raises(Refused):
+        Boolean().from_text("maybe")
+
+
 STRINGS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 KINDS: list[tuple[Kind[Any], st.SearchStrategy[Any]]] = [
     (Text(), STRINGS),
     (TextList(), st.lists(STRINGS).map(tuple)),
+    (TextTable("x"), st.dictionaries(STRINGS, STRINGS).map(lambda table: tuple(table.items()))),
     (Integer(-(2**62)), st.integers(-(2**62), 2**62)),
     (Size(), st.integers(0, 2**60)),
     (Fraction(), st.floats(0, 1, exclude_min=True)),

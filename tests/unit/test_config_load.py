@@ -166,6 +166,8 @@ def test_every_key_can_come_from_its_variable(machine: Machine) -> None:
         "path": "/x/y",
         "program": "/x/y",
         "string": "x",
+        "boolean": "true",
+        "table": "gpt-4o=qwen3:8b",
     }
     special = {"server.origins": "http://x", "models.hub_endpoint": "http://x"}
     for row in FILE_ROWS.values():

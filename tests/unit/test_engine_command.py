@@ -126,6 +126,12 @@ def test_parsers_only_where_the_model_has_them() -> None:
     assert value(command, "--reasoning-parser") == "qwen3"
 
 
+def test_demanded_tool_calls_get_the_backend_that_reads_their_grammar() -> None:
+    backend = "--structured-outputs-config.backend"
+    assert value(build(), backend) == "guidance"
+    assert value(build(tool_parser="hermes"), backend) == "xgrammar"
+
+
 def test_embedding_models_get_the_pooling_runner_and_nothing_of_generation() -> None:
     command = build(capabilities=(Capability.EMBEDDING,), tool_parser="hermes")
     assert value(command, "--runner") == "pooling"

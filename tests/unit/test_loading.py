@@ -44,6 +44,9 @@ class Shelf:
             raise ModelNotFound(name)
         return found
 
+    def resolve_own(self, name: str) -> Model:
+        return self.resolve(name)
+
     async def remove(self, name: str) -> int:
         del self.models[self.resolve(name).name]
         self.on_change()

@@ -93,6 +93,10 @@ class Boolean(Kind[bool]):
             raise Refused
         return value
 
+    def from_text(self, text: str) -> bool:
+        word = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}.get(text.strip().lower())
+        return self.from_toml(word)
+
     def to_toml(self, value: bool) -> str:
         return "true" if value else "false"
 
@@ -291,3 +295,39 @@ class TextList(Kind[tuple[str, ...]]):
 
     def to_toml(self, value: tuple[str, ...]) -> str:
         return "[" + ", ".join(quoted(item) for item in value) + "]"
+
+
+class TextTable(Kind[tuple[tuple[str, str], ...]]):
+    """Names with a string each. As text they are written ``name=value``, separated by commas."""
+
+    name = "table"
+
+    def __init__(self, allowed: str, check: Check | None = None) -> None:
+        self.allowed = allowed
+        self._check = check
+
+    def from_toml(self, value: object) -> tuple[tuple[str, str], ...]:
+        if not isinstance(value, dict):
+            raise Refused
+        pairs: list[tuple[str, str]] = []
+        for name, text in cast("dict[str, object]", value).items():
+            if not name or not isinstance(text, str) or not text or "\0" in name + text:
+                raise Refused
+            if self._check is not None:
+                self._check(name)
+                self._check(text)
+            pairs.append((name, text))
+        return tuple(pairs)
+
+    def from_text(self, text: str) -> tuple[tuple[str, str], ...]:
+        pairs: dict[str, object] = {}
+        for item in filter(None, (each.strip() for each in text.split(","))):
+            name, equals, value = item.partition("=")
+            if not equals:
+                raise Refused(f"no = in {item}")
+            pairs[name.strip()] = value.strip()
+        return self.from_toml(pairs)
+
+    def to_toml(self, value: tuple[tuple[str, str], ...]) -> str:
+        inner = ", ".join(f"{quoted(name)} = {quoted(text)}" for name, text in value)
+        return f"{{{inner}}}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllamad.config.checks import check_env_name, check_host, check_model_name, check_origin, check_url
-from vllamad.config.kinds import Choice, Duration, Fraction, Integer, Size, Text, TextList
+from vllamad.config.kinds import Boolean, Choice, Duration, Fraction, Integer, Size, Text, TextList, TextTable
 from vllamad.config.model_rows import ModelRow, ModelSettings, merge_rows
 from vllamad.config.rows import Row, row, rows_of
 
@@ -58,6 +58,13 @@ class Server:
         "Largest request body that is read.",
         "Images travel inside the JSON body, a third larger than the file.",
         unit="bytes",
+    )
+    remote_images: bool = row(
+        Boolean(),
+        False,
+        "Fetch images that requests name by an http or https address; false: refuse such requests.",
+        "Only from the public internet: never from private, loopback or link-local addresses. Images as data: URLs "
+        "always pass.",
     )
     drain_s: float = row(
         Duration(),
@@ -110,6 +117,13 @@ class Models:
         "this list.",
         flag="--preload",
         metavar="MODEL",
+    )
+    aliases: tuple[tuple[str, str], ...] = row(
+        TextTable('a table of model names like {"gpt-4o" = "qwen3:8b"}', check_model_name),
+        (),
+        "Further names for models, for clients that insist on one.",
+        'Also as a section, [models.aliases]. In the environment: "gpt-4o=qwen3:8b,other=qwen3:8b". They work on every '
+        "route that uses a model; a model that really has the name wins.",
     )
     context_length: int = row(
         Integer(0),

@@ -1,10 +1,12 @@
-"""The engine's own wire (floor 1): what its chat and completion answers say, streamed or whole, and its errors.
+"""The engine's own wire, which is OpenAI's (floor 1): what its chat and completion answers say, streamed or whole, and
+its errors; and what we say on that face ourselves: errors and the list of models.
 
 Every face that translates reads the engine through here, so that the shape of an answer is known in one place.
 Verified against vLLM 0.32.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import orjson
 from vllama.reasons import Reason
 from vllamad.dialects.go_values import as_dict, as_list
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.model import Model
 
 DONE = b"[DONE]"
 """The payload that ends a stream that is whole."""
@@ -215,3 +218,45 @@ def error_body(error: VllamaError) -> dict[str, Any]:
             "code": error.reason.lower(),
         }
     }
+
+
+def error_event(error: VllamaError) -> bytes:
+    """A failure inside of a stream, as the engine itself tells of one; the official client raises it. No ``[DONE]``
+    follows: the stream is not whole."""
+    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+
+
+_SEQUENCE = re.compile(rb'"sequence_number":(\d+)')
+
+
+def response_error_event(error: VllamaError, last: bytes) -> bytes:
+    """The same in a stream of ``/v1/responses``; ``last`` is what was sent before, for its number. The event has
+    OpenAI's own fields, and ``error`` beside them, because of which the official client raises it."""
+    numbers = _SEQUENCE.findall(last)
+    body = error_body(error)
+    event = {
+        "type": "error",
+        "sequence_number": int(numbers[-1]) + 1 if numbers else 0,
+        "code": body["error"]["code"],
+        "message": error.message,
+        "param": None,
+        **body,
+    }
+    return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
+
+
+def model_card(name: str, model: Model) -> dict[str, Any]:
+    """A model under the name that it was asked for; where its files lie is nobody's business."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(model.modified_time),
+        "owned_by": model.ref.namespace or "library",
+        "context_length": model.details.context_length or None,
+        "capabilities": [capability.value for capability in model.capabilities],
+    }
+
+
+def model_list(models: Iterable[Model]) -> dict[str, Any]:
+    """Every model under its full name."""
+    return {"object": "list", "data": [model_card(model.name, model) for model in models]}

@@ -28,16 +28,21 @@ _CUT_LITERAL = re.compile(r"-|t(r(u)?)?|f(a(l(s)?)?)?|n(u(l)?)?")
 
 def read_object(body: bytes, struct: str) -> dict[str, Any]:
     """Return the object that ``body`` begins with. Raises INVALID_REQUEST; ``struct`` names the request in the text."""
-    try:
-        value: object = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        value = _read_first(body)
+    value = read_value(body)
     if value is None:
         return {}
     fields = as_dict(value)
     if fields is None:
         raise bad_request(f"json: cannot unmarshal {go_kind(value)} into Go value of type api.{struct}")
     return fold(fields)
+
+
+def read_value(body: bytes) -> object:
+    """Return the JSON value that ``body`` begins with. Raises INVALID_REQUEST."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _read_first(body)
 
 
 def fold(fields: dict[str, Any]) -> dict[str, Any]:

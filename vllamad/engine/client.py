@@ -8,7 +8,7 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,6 +34,14 @@ ALREADY_KNOWN = "has already been loaded"
 LARGE_BODY_BYTES = 1024 * 1024
 """Above it a body (images) is written in pieces, so that other streams get their turn in between."""
 
+MAX_HEADER_BYTES = 256 * 1024
+"""Of one header of an answer: what reached the engine in a head may come back in one."""
+
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+"""Of a websocket: the engine takes clips of 25 MB, a third more in base64."""
+
+_BROKEN = frozenset({None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE})
+
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +60,8 @@ class UdsEngineClient:
         self._fresh: aiohttp.ClientSession | None = None
         self._adapters: set[str] = set()
         self._is_closed = False
+        self.served_name = ""
+        """See ``EngineClient.served_name``."""
 
     async def is_healthy(self) -> bool:
         """See ``EngineClient.is_healthy``."""
@@ -70,20 +80,26 @@ class UdsEngineClient:
         body = await stream.read()
         try:
             card = cast("dict[str, Any]", json.loads(body))["data"][0]
+            self.served_name = str(card["id"])
             return int(card["max_model_len"])
         except (ValueError, LookupError, TypeError) as error:
             raise self._died(f"its list of models cannot be read (status {stream.status})") from error
 
     async def open(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> "UdsEngineStream":
         """See ``EngineClient.open``. Cancelling drops the connection, and the engine the request."""
         head = {"Content-Type": "application/json"} if body is not None else {}
         head |= headers or {}
         trace = SimpleNamespace(is_reused=False)
+        is_once = body is not None and not isinstance(body, bytes)
         try:
             try:
-                answer = await self._send(self._session(), method, path, body, head, trace)
+                answer = await self._send(self._session(is_fresh=is_once), method, path, body, head, trace)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # Not a byte came, and the connection was an old one: the engine had closed it when we wrote (it does
                 # after an internal error). A request on a fresh connection is not sent twice: it may be what killed it.
@@ -110,6 +126,24 @@ class UdsEngineClient:
             )
         self._adapters.add(adapter.name)
 
+    async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> "UdsEngineSocket":
+        """See ``EngineClient.connect``."""
+        try:
+            connection = await self._session(is_fresh=True).ws_connect(
+                f"{BASE}{path}", headers=headers, max_msg_size=MAX_FRAME_BYTES, autoclose=True
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status >= 500:
+                raise self._died(f"it refused a websocket with {error.status}") from error
+            raise VllamaError(
+                Reason.UNSUPPORTED,
+                f"the engine has no websocket at {path.partition('?')[0]} for this model",
+                "choose a model that transcribes speech as it comes",
+            ) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self._died(_why(error)) from error
+        return UdsEngineSocket(connection, self._died)
+
     async def close(self) -> None:
         """See ``EngineClient.close``."""
         self._is_closed = True
@@ -122,11 +156,11 @@ class UdsEngineClient:
         session: aiohttp.ClientSession,
         method: str,
         path: str,
-        body: bytes | None,
+        body: bytes | AsyncIterable[bytes] | None,
         headers: Mapping[str, str],
         trace: SimpleNamespace,
     ) -> aiohttp.ClientResponse:
-        data = io.BytesIO(body) if body is not None and len(body) > LARGE_BODY_BYTES else body
+        data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY_BYTES else body
         return await session.request(
             method, f"{BASE}{path}", data=data, headers=headers, allow_redirects=False, trace_request_ctx=trace
         )
@@ -154,6 +188,8 @@ class UdsEngineClient:
             skip_auto_headers={"User-Agent", "Accept-Encoding"},
             auto_decompress=False,
             read_bufsize=READ_BUFFER_BYTES,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
             trace_configs=[trace],
             trust_env=False,
         )
@@ -244,6 +280,42 @@ class UdsEngineStream:
     def close(self) -> None:
         """See ``EngineStream.close``."""
         self._answer.close()
+
+
+class UdsEngineSocket:
+    """A websocket to the engine. Fills ``EngineSocket``."""
+
+    def __init__(self, connection: aiohttp.ClientWebSocketResponse, died: Callable[[str], VllamaError]) -> None:
+        self._connection = connection
+        self._died = died
+
+    @property
+    def close_code(self) -> int | None:
+        """See ``EngineSocket.close_code``."""
+        return self._connection.close_code
+
+    async def send(self, frame: str | bytes) -> None:
+        """See ``EngineSocket.send``."""
+        try:
+            if isinstance(frame, str):
+                await self._connection.send_str(frame)
+            else:
+                await self._connection.send_bytes(frame)
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise self._died(_why(error)) from error
+
+    async def frames(self) -> AsyncIterator[str | bytes]:
+        """See ``EngineSocket.frames``."""
+        async for message in self._connection:
+            if message.type in {aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY}:
+                yield cast("str | bytes", message.data)
+        if self._connection.close_code in _BROKEN:
+            raise self._died("the websocket broke")
+
+    def close(self) -> None:
+        """See ``EngineSocket.close``."""
+        # Its own ``close`` is a handshake, and whoever breaks a lease cannot wait for one.
+        self._connection._response.close()  # pyright: ignore[reportPrivateUsage]
 
 
 async def _note_reuse(

@@ -141,8 +141,9 @@ def _generate_flags(options: EngineOptions, chosen: ModelOptions, model: Model, 
         # Else generation_config.json of the model silently changes what an omitted option means.
         "--generation-config", "vllm",
         # Without it weak models fill JSON with whitespace for ever. It needs a named backend; of the two that know
-        # it, guidance takes more of JSON schema (xgrammar lacks multipleOf, uniqueItems, contains, most formats).
-        "--structured-outputs-config.backend", "guidance",
+        # it, guidance takes more of JSON schema (xgrammar lacks multipleOf, uniqueItems, contains, most formats), but
+        # cannot read the grammar that demanded tool calls come to (vLLM 0.32 answers 400 then).
+        "--structured-outputs-config.backend", "xgrammar" if model.tool_parser else "guidance",
         "--structured-outputs-config.disable_any_whitespace", "true",
         # True durations and counts for the answers.
         "--enable-per-request-metrics", "--enable-prompt-tokens-details",
@@ -205,6 +206,8 @@ def _environment(
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "CUDA_CACHE_PATH": str(cache / "cuda"),
+        # GPUs by their place on the bus, as the driver counts them; else the fastest is number 0.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "FLASHINFER_WORKSPACE_BASE": str(cache),
         "VLLM_PROCESS_NAME_PREFIX": f"VLLAMA-{model.ref.slug}",
         "VLLM_LOGGING_COLOR": "0",

@@ -1,7 +1,7 @@
 """Request bodies (floor 4): read up to a limit of our own, and big ones parsed off the loop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,16 +26,18 @@ class Bodies:
         """The whole body. Raises a refusal with status 413 once it is over the limit, without reading on."""
         if not request.can_read_body:
             return b""
+        return b"".join([part async for part in self.pieces(request)])
+
+    async def pieces(self, request: web.Request) -> AsyncGenerator[bytes, None]:
+        """The body as it comes. Raises the same refusal."""
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
-        parts: list[bytes] = []
         size = 0
         async for part in request.content.iter_any():
             size += len(part)
             if size > self._max_bytes:
                 raise self._too_large()
-            parts.append(part)
-        return b"".join(parts)
+            yield part
 
     async def work(self, size: int, work: Callable[[], T]) -> T:
         """Run ``work`` here, or in a thread if it has to do with more than ``OFFLOAD_BYTES``."""

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from vllamad.dialects.go_values import dumps
+from vllamad.dialects.passing import Face
 
 log = logging.getLogger("vllamad.http")
 
@@ -27,14 +28,15 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(slots=True)
 class Call:
-    """What is known of a request so far. ``error_type`` is the content type of an error answer: Ollama's differs with
-    the route and the moment."""
+    """What is known of a request so far. ``face`` decides in whose envelope a failure is told; ``error_type`` is the
+    content type of an error answer: Ollama's differs with the route and the moment."""
 
     id: str
     method: str
     path: str
     caller: str
     is_quiet: bool = False
+    face: Face = Face.OLLAMA
     model: str = ""
     status: int = 0
     error: str = ""

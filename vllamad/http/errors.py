@@ -1,19 +1,35 @@
-"""Failures as answers (floor 4): the one place that turns a VllamaError into a status and a body for ``/api/*``."""
+"""Failures as answers (floor 4): the one place that turns a VllamaError into a status and a body, per face."""
 
 from aiohttp import web
 
 from vllama.reasons import Reason
-from vllamad.dialects import ollama_errors
+from vllamad.dialects import anthropic, ollama_errors, openai
+from vllamad.dialects.ollama_errors import Refusal
+from vllamad.dialects.passing import Face
 from vllamad.domain.errors import VllamaError
-from vllamad.http.calls import Call, json_answer
+from vllamad.http.calls import PLAIN_JSON, Call, json_answer
+
+TOO_LARGE = 413
 
 
 def error_answer(error: VllamaError, call: Call) -> web.Response:
     """The answer while no byte was sent."""
-    answer = json_answer(ollama_errors.error_body(error), ollama_errors.status_of(error), call.error_type)
+    match call.face:
+        case Face.OLLAMA:
+            answer = json_answer(ollama_errors.error_body(error), ollama_errors.status_of(error), call.error_type)
+        case Face.OPENAI:
+            answer = json_answer(openai.error_body(error), _status(error, error.row.http), PLAIN_JSON)
+        case Face.ANTHROPIC:
+            body = anthropic.error_body(error, call.id)
+            answer = json_answer(body, _status(error, error.row.anthropic_status), PLAIN_JSON)
     if error.row.retry_after_s is not None:
         answer.headers["Retry-After"] = str(error.row.retry_after_s)
     return answer
+
+
+def _status(error: VllamaError, usual: int) -> int:
+    """Of Ollama's own statuses one is everybody's: a body that is too large."""
+    return TOO_LARGE if isinstance(error, Refusal) and error.status == TOO_LARGE else usual
 
 
 async def end_lines(answer: web.StreamResponse, error: VllamaError) -> None:

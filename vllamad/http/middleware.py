@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from aiohttp import web
 
 from vllama import __version__
+from vllamad.dialects.passing import Face
 from vllamad.domain.errors import VllamaError
 from vllamad.http import origins
 from vllamad.http.calls import GONE, Call, new_call
@@ -59,6 +60,8 @@ class Front:
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
         methods = self._routes.find(request.path)
         route = methods.get(request.method) if methods is not None else None
+        if methods is not None:
+            call.face = next(iter(methods.values())).face  # a path has one
         if route is not None:
             call.is_quiet = route.is_quiet
         elif methods is not None:
@@ -97,7 +100,8 @@ class Front:
             add(("Vary", "Origin"))
         if is_preflight:
             add(("Access-Control-Allow-Methods", origins.ALLOWED_METHODS))
-            add(("Access-Control-Allow-Headers", origins.ALLOWED_HEADERS))
+            is_ollama = call.face is Face.OLLAMA
+            add(("Access-Control-Allow-Headers", origins.ALLOWED_HEADERS if is_ollama else origins.PASSING_HEADERS))
             add(("Access-Control-Max-Age", origins.MAX_AGE_S))
             add(("Vary", "Access-Control-Request-Method"))
             add(("Vary", "Access-Control-Request-Headers"))

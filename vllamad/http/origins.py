@@ -28,6 +28,18 @@ ALLOWED_HEADERS = ",".join(
         "X-Stainless-Timeout",
     )
 )
+PASSING_HEADERS = ",".join(
+    (
+        ALLOWED_HEADERS,
+        "X-Api-Key",
+        "Anthropic-Version",
+        "Anthropic-Beta",
+        "Anthropic-Dangerous-Direct-Browser-Access",
+        "X-Keep-Alive",
+        "X-Request-Id",
+    )
+)
+"""Beyond Ollama's list: what Anthropic's client sends from a browser, and what our own routes read."""
 MAX_AGE_S = "43200"
 
 _LOCAL = re.compile(r"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::\d*)?")

@@ -5,10 +5,12 @@ in other words than clients of Ollama know.
 """
 
 import posixpath
+import re
 from dataclasses import dataclass
 
 from aiohttp import web
 
+from vllamad.dialects.passing import Face
 from vllamad.http.calls import Call, Handler, text_answer
 
 
@@ -18,20 +20,37 @@ class Route:
 
     handler: Handler
     is_quiet: bool = False
+    face: Face = Face.OLLAMA
 
 
 class Routes:
-    """Paths to methods to handlers. A path that ends in ``/*`` matches one more segment."""
+    """Paths to methods to handlers. A path that ends in ``/*`` matches one more segment, one that ends in ``/**`` any
+    number of them, and ``/*/`` in the middle one"""
 
     def __init__(self) -> None:
         self._exact: dict[str, dict[str, Route]] = {}
         self._prefixes: dict[str, dict[str, Route]] = {}
+        self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
 
-    def add(self, methods: str, path: str, handler: Handler, *, is_quiet: bool = False) -> None:
+    def add(
+        self, methods: str, path: str, handler: Handler, *, is_quiet: bool = False, face: Face = Face.OLLAMA
+    ) -> None:
         """Add a handler for blank-separated methods."""
-        table, key = (self._prefixes, path[:-1]) if path.endswith("/*") else (self._exact, path)
+        found = self._table_of(path)
         for method in methods.split():
-            table.setdefault(key, {})[method] = Route(handler, is_quiet)
+            found[method] = Route(handler, is_quiet, face)
+
+    def _table_of(self, path: str) -> dict[str, Route]:
+        if "/*/" in path or path.endswith("/**"):
+            pattern = re.escape(path).replace(r"\*\*", ".+").replace(r"\*", "[^/]+")
+            known = next((found for each, found in self._patterns if each.pattern == pattern), None)
+            if known is None:
+                known = dict[str, Route]()
+                self._patterns.append((re.compile(pattern), known))
+            return known
+        if path.endswith("/*"):
+            return self._prefixes.setdefault(path[:-1], {})
+        return self._exact.setdefault(path, {})
 
     def find(self, path: str) -> dict[str, Route] | None:
         """The methods of a path; None if there is no such path."""
@@ -39,6 +58,8 @@ class Routes:
         if found is None and self._prefixes:
             head, slash, tail = path.rpartition("/")
             found = self._prefixes.get(head + slash) if tail else None
+        if found is None:
+            found = next((methods for pattern, methods in self._patterns if pattern.fullmatch(path)), None)
         return found
 
     def miss(self, request: web.Request, call: Call) -> web.Response:

@@ -9,14 +9,20 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from vllama.reasons import Reason
+from vllamad.dialects.passing import WIRES, Face
 from vllamad.domain.errors import VllamaError
+from vllamad.http.audio import AUDIO, Audio
 from vllamad.http.bodies import Bodies
 from vllamad.http.creating import Creating
 from vllamad.http.embeddings import Embeddings
 from vllamad.http.middleware import Front, add_headers
 from vllamad.http.models import Models
 from vllamad.http.ollama import Inference
+from vllamad.http.openai import OpenAi
+from vllamad.http.passing import Passing
 from vllamad.http.port_owner import port_owner
+from vllamad.http.realtime import REALTIME, Realtime
+from vllamad.http.remote_images import RemoteImages
 from vllamad.http.routes import Routes
 from vllamad.http.services import Policy, Services
 from vllamad.http.system import NO_CLOUD, UNSUPPORTED, System, refuse, refuse_cloud
@@ -24,6 +30,9 @@ from vllamad.http.system import NO_CLOUD, UNSUPPORTED, System, refuse, refuse_cl
 BACKLOG = 1024
 KEEP_ALIVE_S = 75.0
 """Longer than the pools of usual clients keep a connection: then they close it, not we under their next request."""
+
+MAX_HEADER_BYTES = 256 * 1024
+"""Of one header, and of the request line; tracing systems put much into one."""
 
 BODIES = web.AppKey("bodies", Bodies)
 
@@ -66,6 +75,7 @@ def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
     routes.add("POST", "/api/chat", inference.chat)
     routes.add("POST", "/api/embed", embeddings.embed)
     routes.add("POST", "/api/embeddings", embeddings.embeddings)
+    add_passing_routes(routes, services, policy, bodies)
     for route, text in UNSUPPORTED.items():
         method, path = route.split()
         routes.add(method, path, refuse(text))
@@ -73,6 +83,21 @@ def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
         method, path = route.split()
         routes.add(method, path, refuse_cloud(what))
     return routes
+
+
+def add_passing_routes(routes: Routes, services: Services, policy: Policy, bodies: Bodies) -> None:
+    """OpenAI's and Anthropic's routes, and the engine's own."""
+    own, audio, realtime = OpenAi(services), Audio(services, bodies), Realtime(services)
+    passing = Passing(services, bodies, RemoteImages(policy.max_body_bytes) if policy.remote_images else None)
+    routes.add("HEAD GET", "/v1/models", own.models, is_quiet=True, face=Face.OPENAI)
+    routes.add("HEAD GET", "/v1/models/**", own.model, is_quiet=True, face=Face.OPENAI)
+    for path, wire in WIRES.items():
+        routes.add("POST", path, passing.handler(wire), face=wire.face)
+    routes.add("GET DELETE", "/v1/responses/*", own.stored, face=Face.OPENAI)
+    routes.add("POST", "/v1/responses/*/cancel", own.stored, face=Face.OPENAI)
+    for path in AUDIO:
+        routes.add("POST", path, audio.handler(path), face=Face.OPENAI)
+    routes.add("GET", REALTIME, realtime.connect, face=Face.OPENAI)
 
 
 async def _close_bodies(app: web.Application) -> None:
@@ -90,7 +115,13 @@ class HttpServer:
         self._sockets = list(sockets)
         # Hanging up must cancel the handler, or the engine would generate to the end for nobody.
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=0.1
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE_S,
+            shutdown_timeout=0.1,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
         self._sites: list[web.SockSite] = []
 

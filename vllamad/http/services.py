@@ -1,6 +1,6 @@
 """What the HTTP face asks of the services (floor 4). Structural types, so that tests can stand in-process fakes in."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from vllamad.domain.creation import Creation
 from vllamad.domain.model import Model
 from vllamad.domain.operation import Operation
-from vllamad.domain.ports import EngineStream
+from vllamad.domain.ports import EngineSocket, EngineStream
 from vllamad.domain.view import WorkerView
 
 
@@ -60,7 +60,12 @@ class HeldLease(Protocol):
     def load_ns(self) -> int: ...
     @property
     def waited_ns(self) -> int: ...
-    async def open(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> EngineStream: ...
+    @property
+    def served_name(self) -> str: ...
+    async def open(
+        self, path: str, body: bytes | AsyncIterable[bytes], headers: Mapping[str, str] | None = None
+    ) -> EngineStream: ...
+    async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> EngineSocket: ...
 
 
 class GateService(Protocol):
@@ -100,9 +105,11 @@ class Services:
 class Policy:
     """What the face allows and says of itself. ``origins`` come in front of the built-in ones; ``check_host`` guards a
     listener on loopback against DNS rebinding; ``ollama_version`` is what ``/api/version`` claims to be compatible
-    with, because clients refuse servers that look old."""
+    with, because clients refuse servers that look old; ``remote_images``: images that requests name by address are
+    fetched, else refused."""
 
     origins: tuple[str, ...] = ()
     check_host: bool = True
     max_body_bytes: int = 64 * 1024 * 1024
+    remote_images: bool = False
     ollama_version: str = "0.33.0"

@@ -41,6 +41,7 @@ class Catalog:
         operations: Operations,
         quantizations: Callable[[], tuple[str, ...]],
         configured: Callable[[Model], Model] = lambda model: model,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._store = store
@@ -50,6 +51,7 @@ class Catalog:
         self._quantizations = quantizations
         self._configured = configured
         self._operations = operations
+        self._aliases = {ModelRef.parse(name).key: ModelRef.parse(meant) for name, meant in (aliases or {}).items()}
         self._models: dict[str, Model] = {}
         self._ranks: dict[str, int] = {}
         # One thread: commits and removals of a store must not overlap, and a disk walk is no work for the loop.
@@ -69,14 +71,20 @@ class Catalog:
         return [self._configured(model) for model in newest]
 
     def resolve(self, name: str) -> Model:
-        """The model that a name means here, as it is configured. ``hf.co/org/repo`` and ``org/repo`` are the same
-        repository and find each other. Raises INVALID_REQUEST (the name) or ModelNotFound (with the name as it was
-        typed)."""
+        """The model that a name means here, as it is configured: its own name, or a configured alias.
+        ``hf.co/org/repo`` and ``org/repo`` are the same repository and find each other. Raises INVALID_REQUEST (the
+        name) or ModelNotFound (with the name as it was typed)."""
         ref = ModelRef.parse(name)
-        model = self._models.get(ref.key)
-        if model is None and ref.is_repository:
-            others = [replace(ref, host=host) for host in ("", *sorted(HUB_HOSTS))]
-            model = next((self._models[other.key] for other in others if other.key in self._models), None)
+        model = self._find(ref)
+        if model is None and ref.key in self._aliases:
+            model = self._find(self._aliases[ref.key])
+        if model is None:
+            raise ModelNotFound(name.strip())
+        return self._configured(model)
+
+    def resolve_own(self, name: str) -> Model:
+        """The same without aliases: what is removed goes by its own name. Raises the same."""
+        model = self._find(ModelRef.parse(name))
         if model is None:
             raise ModelNotFound(name.strip())
         return self._configured(model)
@@ -131,7 +139,7 @@ class Catalog:
 
     async def remove(self, name: str) -> int:
         """Remove a model's manifest and the files that no other names; returns the bytes freed."""
-        model = self.resolve(name)
+        model = self.resolve_own(name)
         freed = await self._on_disk(self._store.remove, model)
         self._models.pop(model.ref.key, None)
         self._changed()
@@ -265,6 +273,13 @@ class Catalog:
                 f"send it first: POST /api/blobs/sha256:{sha256}",
             )
         return found
+
+    def _find(self, ref: ModelRef) -> Model | None:
+        model = self._models.get(ref.key)
+        if model is None and ref.is_repository:
+            others = [replace(ref, host=host) for host in ("", *sorted(HUB_HOSTS))]
+            model = next((self._models[other.key] for other in others if other.key in self._models), None)
+        return model
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class Loading:
     async def remove(self, name: str, force: bool) -> int:
         """Remove a model; while it is loaded only if ``force`` is set, and then its worker goes first. A worker that
         serves other models too stays."""
-        model = self._catalog.resolve(name)
+        model = self._catalog.resolve_own(name)
         if self._sharers(model):
             return await self._catalog.remove(name)
         handle = self._supervisor.of(model)

@@ -4,12 +4,12 @@ While it is held the worker is not stopped under its holder. If the worker dies 
 streams end at once with the cause, and its late return is a no-op.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
-from vllamad.domain.ports import EngineClient, EngineStream
+from vllamad.domain.ports import EngineClient, EngineSocket, EngineStream
 
 _ERROR_FRAME = b'data: {"error"'
 """How the engine says in mid-stream that it failed: its core may be dead, and its server about to follow."""
@@ -36,9 +36,16 @@ class Lease:
         self._give_back: Callable[[Lease], None] | None = give_back
         self.suspect = suspect
         """Have the worker asked whether it still lives: called when it failed this request."""
-        self._streams: set[EngineStream] = set()
+        self._streams: set[EngineStream | EngineSocket] = set()
 
-    async def open(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> EngineStream:
+    @property
+    def served_name(self) -> str:
+        """The model's name in this worker's answers."""
+        return self.model.adapter.name if self.model.adapter is not None else self._client.served_name
+
+    async def open(
+        self, path: str, body: bytes | AsyncIterable[bytes], headers: Mapping[str, str] | None = None
+    ) -> EngineStream:
         """POST to the engine; returns when the head of its answer is there. Raises ENGINE_DIED, or what broke the
         lease. The stream's own reads raise the same."""
         self._raise_if_broken()
@@ -58,6 +65,22 @@ class Lease:
         self._streams.add(stream)
         return _LeasedStream(self, stream)
 
+    async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> EngineSocket:
+        """A websocket to the engine; it ends with the lease. Raises UNSUPPORTED, ENGINE_DIED, or what broke the
+        lease."""
+        self._raise_if_broken()
+        try:
+            connection = await self._client.connect(path, headers)
+        except VllamaError as error:
+            if error.reason is Reason.ENGINE_DIED:
+                self.suspect()
+            raise self.broken or error from error
+        if self.broken is not None:
+            connection.close()
+            raise self.broken
+        self._streams.add(connection)
+        return _LeasedSocket(self, connection)
+
     def break_off(self, error: VllamaError) -> None:
         """End every stream now; whoever reads one gets ``error``."""
         self.broken = error
@@ -75,7 +98,7 @@ class Lease:
         if give_back is not None:
             give_back(self)
 
-    def forget(self, stream: EngineStream) -> None:
+    def forget(self, stream: EngineStream | EngineSocket) -> None:
         """A stream of this lease has ended."""
         self._streams.discard(stream)
 
@@ -124,6 +147,39 @@ class _LeasedStream:
     def close(self) -> None:
         self._stream.close()
         self._lease.forget(self._stream)
+
+
+class _LeasedSocket:
+    """A websocket whose failures are told in the words of the lease."""
+
+    def __init__(self, lease: Lease, connection: EngineSocket) -> None:
+        self._lease = lease
+        self._connection = connection
+
+    @property
+    def close_code(self) -> int | None:
+        return self._connection.close_code
+
+    async def send(self, frame: str | bytes) -> None:
+        try:
+            await self._connection.send(frame)
+        except VllamaError as error:
+            self._lease.suspect()
+            raise self._lease.broken or error from error
+
+    async def frames(self) -> AsyncIterator[str | bytes]:
+        try:
+            async for frame in self._connection.frames():
+                yield frame
+        except VllamaError as error:
+            self._lease.suspect()
+            raise self._lease.broken or error from error
+        if self._lease.broken is not None:
+            raise self._lease.broken
+
+    def close(self) -> None:
+        self._connection.close()
+        self._lease.forget(self._connection)
 
 
 def engine_died(model: str, detail: str, **facts: str | int | float) -> VllamaError:
