@@ -175,6 +175,7 @@ class Daemon:
             _is_loopback(settings.server.host),
             settings.server.max_body_bytes,
             settings.server.remote_images,
+            settings.auth.api_keys,
         )
         self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port)
 

@@ -484,3 +484,48 @@ def test_closing_ends_streams_that_are_open() -> None:
             answer.close()
 
     run(work())
+
+
+KEY, OTHER_KEY = "sk-0123456789abcdef", "sk-fedcba9876543210"
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_let_in"),
+    [
+        ({}, False),
+        ({"Authorization": f"Bearer {KEY}"}, True),
+        ({"Authorization": f"bearer  {OTHER_KEY}"}, True),
+        ({"x-api-key": KEY}, True),
+        ({"x-api-key": KEY[:-1]}, False),
+        ({"Authorization": f"Basic {KEY}"}, False),
+        ({"Authorization": "Bearer \udce9"}, False),
+    ],
+)
+def test_a_key_is_asked_for_where_keys_are_configured(headers: dict[str, str], is_let_in: bool) -> None:
+    async def work() -> None:
+        async with serving(make_world(model("m")), Policy(api_keys=(KEY, OTHER_KEY))) as session:
+            async with session.get("/api/tags", headers=headers) as answer:
+                assert answer.status == (200 if is_let_in else 401)
+                if not is_let_in:
+                    assert answer.headers["WWW-Authenticate"] == "Bearer"
+                    assert "key" in (await answer.json())["error"]
+            async with session.post("/v1/chat/completions", data=b"{}", headers=headers) as answer:
+                error = (await answer.json())["error"]
+                assert error["code"] == ("invalid_request" if is_let_in else "unauthenticated")
+            async with session.get("/no/such/route", headers=headers) as answer:
+                assert answer.status == (404 if is_let_in else 401)
+
+    run(work())
+
+
+def test_what_is_looked_at_before_a_key_is_known_stays_open() -> None:
+    async def work() -> None:
+        async with serving(make_world(), Policy(api_keys=(KEY,))) as session:
+            for path in ("/", "/api/version", "/health"):
+                async with session.get(path) as answer:
+                    assert answer.status == 200, path
+            origin = {"Origin": "http://localhost", "Access-Control-Request-Method": "POST"}
+            async with session.options("/api/chat", headers=origin) as answer:
+                assert answer.status == 204  # a browser's preflight carries no key
+
+    run(work())

@@ -443,3 +443,32 @@ def test_an_adapter_answers_under_the_name_of_its_model(house: Daemon, client: o
         assert client.chat.completions.create(model="tiny", messages=CAPITAL).choices[0].message.content == PARIS
     finally:
         house.request("DELETE", "/api/delete", {"model": "loud"})
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_clients_with_a_key_are_let_in_and_nobody_sees_it(tmp_path: Path) -> None:
+    key = "sk-0123456789abcdef"
+    (tmp_path / "api_keys").write_text(f"{key},another-key-of-ours\n")
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    with running(models={"tiny": {}}, environment=environment) as daemon:
+        base = f"{daemon.url}/v1"
+        with openai.OpenAI(base_url=base, api_key=key, max_retries=0) as client:
+            assert client.chat.completions.create(model="tiny", messages=CAPITAL).choices[0].message.content == PARIS
+        with openai.OpenAI(base_url=base, api_key="sk-wrong", max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError) as refused:
+                client.models.list()
+            assert refused.value.code == "unauthenticated"
+        with anthropic.Anthropic(base_url=daemon.url, api_key=key, max_retries=0) as claude:
+            assert claude.messages.create(model="tiny", max_tokens=8, messages=CAPITAL).content
+        with (
+            anthropic.Anthropic(base_url=daemon.url, api_key="sk-wrong", max_retries=0) as claude,
+            pytest.raises(anthropic.AuthenticationError),
+        ):
+            claude.messages.create(model="tiny", max_tokens=8, messages=CAPITAL)
+        assert "***" in daemon.ctl("config").stdout
+        (worker,) = daemon.workers()
+        seen = Path(f"/proc/{worker['pid']}/environ").read_bytes().decode(errors="replace")
+        for text in (daemon.ctl("config", "--show").stdout, daemon.log_text(), seen):
+            assert key not in text

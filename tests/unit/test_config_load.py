@@ -169,7 +169,11 @@ def test_every_key_can_come_from_its_variable(machine: Machine) -> None:
         "boolean": "true",
         "table": "gpt-4o=qwen3:8b",
     }
-    special = {"server.origins": "http://x", "models.hub_endpoint": "http://x"}
+    special = {
+        "server.origins": "http://x",
+        "models.hub_endpoint": "http://x",
+        "auth.api_keys": "sk-0123456789abcdef",
+    }
     for row in FILE_ROWS.values():
         options = getattr(row.kind, "options", None)
         text = options[-1] if options else special.get(row.key, samples.get(row.kind.name, ""))
@@ -224,8 +228,8 @@ def test_host_flag_may_bring_a_port_that_port_overrules(machine: Machine) -> Non
             "/etc/vllama/config.toml:1: state_dir: no file can set this; use --state-dir or VLLAMA_STATE_DIR",
         ),
         (
-            "[auth]\nkeys = []\n",
-            "/etc/vllama/config.toml:2: auth.keys: section [auth] has no settings in this version",
+            "[limits]\nkeys = []\n",
+            "/etc/vllama/config.toml:2: limits.keys: section [limits] has no settings in this version",
         ),
         ("limits = 1\n", "/etc/vllama/config.toml:1: limits: found 1; allowed: a table [limits]"),
         (

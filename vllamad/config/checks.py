@@ -55,3 +55,9 @@ def check_env_name(text: str) -> None:
         raise Refused
     if _DAEMONS_OWN.fullmatch(text):
         raise Refused(f"{text} is the daemon's own and never reaches the engine")
+
+
+def check_api_key(text: str) -> None:
+    """What can stand in a header, and cannot be guessed by trying. The key itself is not shown."""
+    if not re.fullmatch(r"[!-~]{16,}", text):
+        raise Refused("a key has at least 16 characters, letters, digits and signs without blanks")

@@ -9,12 +9,12 @@ not: ``models.keep_alive`` is ``settings.models.keep_alive_s``.
 from dataclasses import dataclass
 from typing import Any
 
-from vllamad.config.checks import check_env_name, check_host, check_model_name, check_origin, check_url
+from vllamad.config.checks import check_api_key, check_env_name, check_host, check_model_name, check_origin, check_url
 from vllamad.config.kinds import Boolean, Choice, Duration, Fraction, Integer, Size, Text, TextList, TextTable
 from vllamad.config.model_rows import ModelRow, ModelSettings, merge_rows
 from vllamad.config.rows import Row, row, rows_of
 
-EMPTY_SECTIONS = ("auth", "limits", "output")
+EMPTY_SECTIONS = ("limits", "output")
 """Sections whose names are promised but that have no settings yet."""
 
 _PATH = Text("a path", name="path")
@@ -28,7 +28,7 @@ class Server:
         Text("a host name or an IP address, without port", check_host),
         "127.0.0.1",
         "Address to listen on; empty: every interface.",
-        "There is no authentication in this version: whoever reaches the port can use the models.",
+        "Without auth.api_keys whoever reaches the port can use the models.",
         short=("VLLAMA_HOST",),
         ollama="OLLAMA_HOST",
         flag="--host",
@@ -299,6 +299,20 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True)
+class Auth:
+    """Who may use the HTTP port. The control socket is guarded by its permissions."""
+
+    api_keys: tuple[str, ...] = row(
+        TextList("a list of keys", check=check_api_key),
+        (),
+        "Keys of which a request must send one, as Authorization: Bearer KEY or x-api-key; empty: none is asked for.",
+        "Asked for on every route but /, /api/version and /health. Better than in a file that others can read: "
+        "LoadCredential=api_keys:PATH in the unit, keys separated by commas. Shown as ***, and engines never see them.",
+        is_secret=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Logging:
     """What the daemon writes to standard error. Prompts and answers are never logged."""
 
@@ -331,6 +345,7 @@ class Settings:
     models: Models = Models()
     engine: Engine = Engine()
     scheduler: Scheduler = Scheduler()
+    auth: Auth = Auth()
     logging: Logging = Logging()
     model: tuple[ModelRow, ...] = ()
     config: str = row(
@@ -379,6 +394,7 @@ SECTIONS: dict[str, type[Any]] = {
     "models": Models,
     "engine": Engine,
     "scheduler": Scheduler,
+    "auth": Auth,
     "logging": Logging,
 }
 

@@ -2,12 +2,14 @@
 line. One of the few places with a broad ``except``."""
 
 import asyncio
+import hmac
 import logging
 from contextvars import ContextVar
 
 from aiohttp import web
 
 from vllama import __version__
+from vllama.reasons import Reason
 from vllamad.dialects.passing import Face
 from vllamad.domain.errors import VllamaError
 from vllamad.http import origins
@@ -33,6 +35,7 @@ class Front:
         self._routes = routes
         self._policy = policy
         self._origins = Origins(policy.origins)
+        self._keys = tuple(key.encode() for key in policy.api_keys)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled when its client leaves."""
@@ -69,9 +72,26 @@ class Front:
         refusal = self._check_caller(request, call)
         if refusal is not None:
             return refusal
+        if self._keys and not (route is not None and route.is_open):
+            self._check_key(request, call)
         if route is None:
             return self._routes.miss(request, call)
         return await route.handler(request, call)
+
+    def _check_key(self, request: web.Request, call: Call) -> None:
+        """Raises UNAUTHENTICATED; what was sent is neither told nor logged."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        sent = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "").strip()
+        given = sent.encode("utf-8", "surrogateescape")
+        # Every key is compared, each in constant time: how long it takes says nothing.
+        if sum(hmac.compare_digest(given, key) for key in self._keys):
+            return
+        call.headers.append(("WWW-Authenticate", "Bearer"))
+        raise VllamaError(
+            Reason.UNAUTHENTICATED,
+            "the API key is not known here" if sent else "an API key is needed",
+            "send one of auth.api_keys as Authorization: Bearer KEY or x-api-key",
+        )
 
     def _check_caller(self, request: web.Request, call: Call) -> web.Response | None:
         """Origin first, then Host; an answer if that ends it."""

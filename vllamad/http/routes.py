@@ -16,11 +16,13 @@ from vllamad.http.calls import Call, Handler, text_answer
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler; the log tells of a ``quiet`` one at DEBUG only, because programs poll it."""
+    """A handler; the log tells of a ``quiet`` one at DEBUG only, because programs poll it. An ``open`` one asks for no
+    key: load balancers and clients look at it before they know one."""
 
     handler: Handler
     is_quiet: bool = False
     face: Face = Face.OLLAMA
+    is_open: bool = False
 
 
 class Routes:
@@ -33,12 +35,19 @@ class Routes:
         self._patterns: list[tuple[re.Pattern[str], dict[str, Route]]] = []
 
     def add(
-        self, methods: str, path: str, handler: Handler, *, is_quiet: bool = False, face: Face = Face.OLLAMA
+        self,
+        methods: str,
+        path: str,
+        handler: Handler,
+        *,
+        is_quiet: bool = False,
+        face: Face = Face.OLLAMA,
+        is_open: bool = False,
     ) -> None:
         """Add a handler for blank-separated methods."""
         found = self._table_of(path)
         for method in methods.split():
-            found[method] = Route(handler, is_quiet, face)
+            found[method] = Route(handler, is_quiet, face, is_open)
 
     def _table_of(self, path: str) -> dict[str, Route]:
         if "/*/" in path or path.endswith("/**"):

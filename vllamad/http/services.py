@@ -106,10 +106,11 @@ class Policy:
     """What the face allows and says of itself. ``origins`` come in front of the built-in ones; ``check_host`` guards a
     listener on loopback against DNS rebinding; ``ollama_version`` is what ``/api/version`` claims to be compatible
     with, because clients refuse servers that look old; ``remote_images``: images that requests name by address are
-    fetched, else refused."""
+    fetched, else refused; ``api_keys``: of which a request must send one, if there are any."""
 
     origins: tuple[str, ...] = ()
     check_host: bool = True
     max_body_bytes: int = 64 * 1024 * 1024
     remote_images: bool = False
+    api_keys: tuple[str, ...] = ()
     ollama_version: str = "0.33.0"
