@@ -1,10 +1,12 @@
-"""What safetensors headers say about weights (floor 2): how many parameters, in which type. Reads headers only."""
+"""What safetensors headers say about weights (floor 2): names, shapes and bytes, how many parameters, in which type.
+Reads headers only."""
 
 import json
 import math
 import re
 import struct
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -36,21 +38,52 @@ class Weights:
         return _PRECISIONS[max(plain)[1]] if plain else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a file: ``dtype`` in the words of safetensors (BF16, U8, F8_E4M3), ``size_bytes`` as stored."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has; where several weights share one integer, how many integers."""
+        return math.prod(self.shape)
+
+    @property
+    def is_side(self) -> bool:
+        """True for scales, zero points and layouts beside packed weights, which no one counts as parameters."""
+        return _SIDE.search(self.name) is not None
+
+
+def read_tensors(files: Iterable[Path]) -> Iterator[Tensor]:
+    """Every tensor of safetensors files, in the order of their headers.
+
+    Raises UNSUPPORTED, naming the file, if one is no safetensors file or is cut off.
+    """
+    for path in files:
+        for name, found in _header(path).items():
+            if name != "__metadata__":
+                start, end = found["data_offsets"]
+                yield Tensor(name, str(found["dtype"]), tuple(found["shape"]), end - start)
+
+
 def read_weights(files: list[Path], packed_bits: int = 0) -> Weights:
     """Sum up safetensors files; ``packed_bits`` is the width of a weight where several share one integer.
 
     Raises UNSUPPORTED, naming the file, if one is no safetensors file or is cut off.
     """
     weights = Weights()
-    for path in files:
-        for name, tensor in _header(path).items():
-            if name == "__metadata__" or _SIDE.search(name):
-                continue
-            count, kind = math.prod(tensor["shape"]), str(tensor["dtype"])
-            if packed_bits and kind in _BITS_PER_CELL:
-                count = count * _BITS_PER_CELL[kind] // packed_bits
-            weights.parameters += count
-            weights.types[kind] += count
+    for tensor in read_tensors(files):
+        if tensor.is_side:
+            continue
+        count = tensor.elements
+        if packed_bits and tensor.dtype in _BITS_PER_CELL:
+            count = count * _BITS_PER_CELL[tensor.dtype] // packed_bits
+        weights.parameters += count
+        weights.types[tensor.dtype] += count
     return weights
 
 

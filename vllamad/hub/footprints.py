@@ -1,0 +1,106 @@
+"""What models were seen to need (floor 2): one JSON file, written anew after a load, read once.
+
+A measurement holds for the files that were loaded, by the engine that loaded them, with the settings that change
+memory; anything else is another entry. Nothing depends on it: a file that is lost or damaged costs an estimate, so it
+is said once in the log and begun anew.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from vllamad.domain.footprint import EngineSettings, Footprint, Origin, Window
+from vllamad.hub.solid import make_folder, sync_folder, write_whole
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MOST = 500
+"""Entries that are kept, some 600 bytes each; the ones that were written longest ago go first."""
+
+
+def footprint_key(contents: str, engine_version: str, settings: EngineSettings, devices: int, device_kind: str) -> str:
+    """What a measurement is found again by: 32 hex digits. ``contents`` is the digest of the model's files,
+    ``device_kind`` the hardware (a GPU's name, "cpu")."""
+    parts = {"settings": asdict(settings), "devices": devices, "kind": device_kind}
+    text = f"{contents}\n{engine_version}\n{json.dumps(parts, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class FootprintStore:
+    """Measured footprints by ``footprint_key``. Synchronous: callers run it in a thread, also in several."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._entries: dict[str, dict[str, Any]] | None = None
+
+    def find(self, key: str) -> Footprint | None:
+        """What was measured, or None."""
+        with self._lock:
+            entry = self._known().get(key)
+        return _footprint(entry) if entry is not None else None
+
+    def record(self, key: str, footprint: Footprint, *, model: str = "", engine_version: str = "") -> None:
+        """Keep a measurement, in place of an earlier one; ``model`` and ``engine_version`` are for people who look into
+        the file. One that cannot be written is used as long as the daemon runs; the log says why."""
+        with self._lock:
+            entries = self._known()
+            entries.pop(key, None)
+            entries[key] = {"model": model, "engine": engine_version, **asdict(footprint)}
+            for oldest in list(entries)[: max(0, len(entries) - MOST)]:
+                del entries[oldest]
+            try:
+                self._write(entries)
+            except OSError as error:
+                log.warning("footprints.unwritten path=%s why=%s", self._path, error)
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        if self._entries is None:
+            self._entries = self._read()
+        return self._entries
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            document = cast(dict[str, Any], json.loads(self._path.read_bytes()))
+            if document["format"] != FORMAT:
+                raise ValueError(f"format {document['format']}: written by another version")
+            entries = cast(dict[str, dict[str, Any]], document["footprints"])
+            for entry in entries.values():
+                _footprint(entry)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("footprints.unreadable path=%s why=%s: %s", self._path, type(error).__name__, error)
+            return {}
+        return entries
+
+    def _write(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        make_folder(self._path.parent)
+        temporary = self._path.with_name(f".tmp-{self._path.name}")
+        write_whole(temporary, json.dumps({"format": FORMAT, "footprints": entries}, indent=1).encode())
+        temporary.replace(self._path)
+        sync_folder(self._path.parent)
+
+
+_NUMBERS = (
+    "devices", "weights_bytes", "kv_bytes_per_token", "activation_bytes", "overhead_bytes", "host_bytes",
+    "sequence_bytes", "block_tokens", "empty_bytes",
+)  # fmt: skip
+
+
+def _footprint(entry: Mapping[str, Any]) -> Footprint:
+    """Raises ValueError, KeyError, TypeError for what ``record`` has not written."""
+    numbers: dict[str, int] = {name: entry[name] for name in _NUMBERS}
+    windows = tuple(Window(**window) for window in cast(list[dict[str, int]], entry["windows"]))
+    for value in (*numbers.values(), *(number for window in windows for number in (window.tokens, window.token_bytes))):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{value!r} is no number of bytes")
+    if not numbers["devices"] or not numbers["block_tokens"]:
+        raise ValueError("0 devices or tokens in a block")
+    return Footprint(**numbers, windows=windows, origin=Origin(entry["origin"]), notes=tuple(entry["notes"]))
