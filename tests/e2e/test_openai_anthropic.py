@@ -1,13 +1,13 @@
 """OpenAI's and Anthropic's official clients on the real engine: sync, async and streaming, whole and in pieces.
 
 The model that thinks and calls tools is the one of ``test_tools_and_thinking``; decoding is greedy, so that answers
-are known. There are no keys in this version, so nothing answers 401: that class is raised against a double. Embeddings
-are in ``test_embeddings``, beside an engine that embeds.
+are known. Embeddings are in ``test_embeddings``, beside an engine that embeds.
 """
 
 import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anthropic
@@ -16,6 +16,8 @@ import pytest
 from pydantic import BaseModel
 
 from tests.e2e.conftest import TALENT, Theatre
+from tests.e2e.real_engine import engine_python, model_folder
+from tests.fakes.daemon import running
 
 pytestmark = pytest.mark.engine
 
@@ -314,3 +316,34 @@ def test_a_derived_model_answers_under_its_own_name(theatre: Theatre, client: op
         assert len(theatre.daemon.workers()) == 1
     finally:
         theatre.daemon.request("DELETE", "/api/delete", {"model": "brief"})
+
+
+def test_the_daemons_own_refusals_are_raised_as_their_classes() -> None:
+    """While an engine loads: a wrong key, a full queue, and a daemon that leaves."""
+    key = "sk-0123456789abcdef"
+    environment = {"VLLAMA_AUTH_API_KEYS": key, "VLLAMA_SCHEDULER_MAX_QUEUE": "1"}
+    with running(engine=engine_python(), environment=environment) as daemon, ThreadPoolExecutor(1) as threads:
+        daemon.ctl("create", "m", "--from", str(model_folder()))
+        base = f"{daemon.url}/v1"
+        with (
+            openai.OpenAI(base_url=base, api_key="sk-wrong", max_retries=0) as stranger,
+            openai.OpenAI(base_url=base, api_key=key, max_retries=0) as client,
+            anthropic.Anthropic(base_url=daemon.url, api_key="sk-wrong", max_retries=0) as strange_claude,
+            anthropic.Anthropic(base_url=daemon.url, api_key=key, max_retries=0) as claude,
+        ):
+            with pytest.raises(openai.AuthenticationError):
+                stranger.models.list()
+            with pytest.raises(anthropic.AuthenticationError):
+                strange_claude.models.list()
+            waiting = threads.submit(client.chat.completions.create, model="m", messages=CAPITAL)
+            daemon.wait_log("to=STARTING")
+            with pytest.raises(openai.RateLimitError) as full:
+                client.chat.completions.create(model="m", messages=CAPITAL)
+            assert (full.value.code, full.value.response.headers["retry-after"]) == ("queue_full", "2")
+            with pytest.raises(anthropic.APIStatusError) as overloaded:
+                claude.messages.create(model="m", max_tokens=8, messages=CAPITAL)
+            assert overloaded.value.status_code == 529
+            assert daemon.stop() == 0
+            gone = waiting.exception(timeout=30)
+            assert isinstance(gone, openai.InternalServerError)
+            assert (gone.status_code, gone.code) == (503, "draining")
