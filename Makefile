@@ -34,8 +34,8 @@ test: check ## everything that must hold before a change lands, the real engine 
 	VLLAMA_TEST_ENGINE_PYTHON="$$engine" VLLAMA_TEST_GGUF="$$gguf" VLLAMA_TEST_EMBEDDING_MODEL="$$minilm" \
 	VLLAMA_TEST_NODE_MODULES="$$modules" $(BIN)/python -m pytest -q tests/e2e
 
-test-quick: venv-dev ## the inner rings: no engine, no daemon, under half a minute
-	@$(BIN)/python -m pytest -q
+test-quick: venv-dev ## the inner rings on all cores: no engine, no daemon, about half a minute
+	@$(BIN)/python -m pytest -q -n auto
 
 check: venv-dev ## lint and types
 	@$(BIN)/ruff check .
