@@ -139,7 +139,7 @@ calls: st.SearchStrategy[Call] = st.one_of(
 
 
 @given(st.lists(calls, max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_never_over_budget_never_negative_never_two_loads_never_a_leak_reused(todo: list[Call]) -> None:
     ledger = open_ledger([Device(index, f"GPU {index}", 100, "x") for index in range(3)])
     for call in todo:

@@ -207,7 +207,7 @@ def ledgers(draw: st.DrawFn) -> tuple[Ledger, dict[str, float]]:
 
 
 @given(ledgers(), st.integers(1, 300), st.integers(0, 10), st.integers(0, 60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_what_is_found_can_be_reserved(
     world: tuple[Ledger, dict[str, float]], weights: int, least: int, wanted: int
 ) -> None:

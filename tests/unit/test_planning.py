@@ -557,7 +557,7 @@ bounds = st.builds(
 @given(
     sizes, st.integers(1, 3), bounds, st.frozensets(st.sampled_from(KEYS), max_size=2), st.lists(events, max_size=80)
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_the_rules_hold_over_any_history_and_everyone_comes_to_an_end(
     weights: list[tuple[int, int]],
     gpus: int,
@@ -598,7 +598,7 @@ def test_the_rules_hold_over_any_history_and_everyone_comes_to_an_end(
 
 
 @given(st.integers(1, 3), st.integers(0, 2), st.lists(st.integers(0, 99), min_size=150, max_size=150))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_flood_starves_neither_a_model_nor_a_caller(parallel: int, priority: int, choices: list[int]) -> None:
     """Two requests come for the flooded model in every round, for ever, and its queue is long already."""
     machine = Machine([(60, 1), (60, 1)], 1, Limits(parallel=parallel, queue_per_model=40), frozenset())
