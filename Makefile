@@ -35,7 +35,7 @@ test: check ## everything that must hold before a change lands, the real engine 
 	VLLAMA_TEST_NODE_MODULES="$$modules" $(BIN)/python -m pytest -q tests/e2e
 
 test-quick: venv-dev ## the inner rings on all cores: no engine, no daemon, about half a minute
-	@$(BIN)/python -m pytest -q -n auto
+	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick
 
 check: venv-dev ## lint and types
 	@$(BIN)/ruff check .

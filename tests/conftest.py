@@ -2,6 +2,11 @@
 
 import signal
 
+from hypothesis import settings
+
+# For `make test-quick`: a developer's loop. Everything else takes hypothesis's own number.
+settings.register_profile("quick", max_examples=25)
+
 
 def pytest_configure() -> None:
     """Let Ctrl-C mean something to the programs that tests start: a shell's background job inherits an ignored SIGINT,
