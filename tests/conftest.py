@@ -1,7 +1,11 @@
 """For every ring."""
 
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # For `make test-quick`: a developer's loop. Everything else takes hypothesis's own number.
@@ -13,3 +17,11 @@ def pytest_configure() -> None:
     and hands it on to every child."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of sockets: the kernel takes 107 bytes, and pytest's own folders
+    may lie deep."""
+    with tempfile.TemporaryDirectory(prefix="vl-") as name:
+        yield Path(name)

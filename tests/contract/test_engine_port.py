@@ -1,23 +1,12 @@
 """The claims about an engine, on the fake: what the other tests build on is true of it."""
 
 import asyncio
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.contract import engine_claims as claims
 from vllamad.domain.model import Capability
 
 FAKE_PYTHON = Path(__file__).parents[1] / "fakes" / "fake_python"
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder whose path leaves room for the names of sockets."""
-    with tempfile.TemporaryDirectory(prefix="vl-") as name:
-        yield Path(name)
 
 
 def test_the_fake_keeps_every_claim(short_folder: Path) -> None:

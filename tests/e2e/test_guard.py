@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +15,6 @@ pytestmark = pytest.mark.engine
 
 SHARED_MEMORY = Path("/dev/shm")
 GONE_DEADLINE_S = 10
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vl-") as name:
-        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,6 @@ def theatre() -> Iterator[Theatre]:
         made.close()
 
 
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vl-") as name:
-        yield Path(name)
-
-
 async def set_faults(engine: claims.Running, **faults: Any) -> None:
     """These faults and no others; the engine's counts begin anew."""
     status, _ = await engine.post("/_fake/faults", faults)

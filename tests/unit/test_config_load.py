@@ -3,8 +3,7 @@
 import math
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -55,10 +54,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    # A short path: the kernel takes 107 bytes for a socket's, and pytest's own folders may lie deep.
-    with tempfile.TemporaryDirectory(prefix="vl-") as folder:
-        yield Machine(Path(folder))
+def machine(short_folder: Path) -> Machine:
+    return Machine(short_folder)
 
 
 def test_with_nothing_configured_everything_is_the_default(machine: Machine) -> None:
