@@ -124,7 +124,8 @@ def config_file() -> str:
     lines += ["", *_comment("Settings for some models; any number of rows, the most specific one wins.")]
     samples = {"match": '"qwen3:*"', "keep_alive": '"1h"', "context_length": "16384", "max_num_seqs": "64"}
     samples |= {"dtype": '"bfloat16"', "args": "[]", "tool_parser": '"hermes"', "reasoning_parser": '"qwen3"'}
-    samples |= {"pin": "false"}
+    samples |= {"pin": "false", "priority": "0", "devices": "[0, 1]", "tensor_parallel": "2", "replicas": "1"}
+    samples |= {"cache_tokens": "131072"}
     lines.append("#[[model]]")
     lines += [f"#{row.name} = {samples[row.name]}  # {row.help}" for row in MODEL_ROWS.values()]
     return "\n".join(lines) + "\n"

@@ -84,6 +84,9 @@ class Client:
         request = models_pb2.GetModelRequest(name=name)
         return (await self._ask("Models/GetModel", request, models_pb2.GetModelResponse)).model
 
+    async def fit_model(self, name: str) -> models_pb2.FitModelResponse:
+        return await self._ask("Models/FitModel", models_pb2.FitModelRequest(name=name), models_pb2.FitModelResponse)
+
     async def pull_model(self, name: str) -> operations_pb2.Operation:
         request = models_pb2.PullModelRequest(name=name)
         return (await self._ask("Models/PullModel", request, models_pb2.PullModelResponse)).operation

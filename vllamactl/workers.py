@@ -22,8 +22,10 @@ def state(worker: Worker) -> str:
 
 
 def size_bytes(worker: Worker) -> int:
-    """Return what it holds where it computes: on GPUs, or in main memory."""
-    return worker.device_bytes or worker.memory_bytes
+    """Return what it holds where it computes: on GPUs, or in main memory. Drivers do not tell it everywhere; then what
+    was reserved for it."""
+    is_on_gpu = worker.device.startswith("gpu")
+    return worker.device_bytes or (worker.reserved_bytes if is_on_gpu else worker.memory_bytes)
 
 
 def processor(worker: Worker) -> str:

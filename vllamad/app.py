@@ -31,9 +31,12 @@ from vllamad.control.server import ControlServer
 from vllamad.control.workers import WorkersService
 from vllamad.devices.cpu import CpuProbe, has_bfloat16
 from vllamad.devices.nvml import NvmlProbe
+from vllamad.domain.budget import MARGIN_SHARE
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model, with_parsers
-from vllamad.domain.ports import DeviceReading, EngineVersion
+from vllamad.domain.ports import EngineVersion
+from vllamad.domain.view import DeviceView
+from vllamad.domain.workload import Limits
 from vllamad.engine.command import EngineOptions, ModelOptions
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.version import EngineProbe
@@ -45,16 +48,20 @@ from vllamad.host.signals import Signals
 from vllamad.http.server import HttpServer, make_app
 from vllamad.http.services import Policy, Services
 from vllamad.hub.convert import GgufConverter
+from vllamad.hub.footprints import FootprintStore
 from vllamad.hub.pull import HuggingFaceHub
+from vllamad.hub.shapes import read_shape
 from vllamad.hub.store import ModelStore
 from vllamad.hub.uploads import UploadFolder
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
 from vllamad.models.receiving import Receiving
+from vllamad.models.sizing import Sizing, SizingRules
 from vllamad.operations.registry import Operations
 from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
 from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("vllamad.daemon")
@@ -80,7 +87,6 @@ class Daemon:
         self._started = time.time()
         self._state = "STARTING"
         self._stop = asyncio.Event()
-        self._devices: list[DeviceReading] = []
         self._free_bytes = 0
         self._engine_version = EngineVersion(python="")
         self._clock = RealClock(loop)
@@ -91,7 +97,7 @@ class Daemon:
 
         python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
         self._launcher = PosixLauncher(str(places.runtime))
-        self._probe = NvmlProbe(visible=environ.get("CUDA_VISIBLE_DEVICES")) if GPU_DRIVER.exists() else CpuProbe()
+        self._memory = DeviceMemory()
         engine = VllmEngine(
             self._engine_options(python),
             EngineProbe(python, self._launcher, device=settings.engine.device, has_gpu=GPU_DRIVER.exists()),
@@ -104,8 +110,7 @@ class Daemon:
             self._clock,
             engine,
             self._launcher,
-            self._probe,
-            lambda: self._engine_version.device,
+            self._memory,
             places.worker_sockets,
             WorkerLimits(
                 start_s=settings.engine.start_timeout_s,
@@ -117,14 +122,28 @@ class Daemon:
             ),
             lambda: LineRing(settings.engine.log_lines),
         )
+        self._sizing = Sizing(
+            engine,
+            self._memory,
+            FootprintStore(places.state / "footprints.json"),
+            read_shape,
+            self._sizing_rules,
+        )
+        self._supervisor.on_measured = self._sizing.measured
+        scheduler = settings.scheduler
         self._gate = Gate(
             self._clock,
             self._supervisor,
+            self._memory,
+            self._sizing,
             GateLimits(
-                capacity=settings.scheduler.max_loaded_models,
-                parallel=settings.scheduler.num_parallel,
-                queue=settings.scheduler.max_queue,
-                wait_s=settings.scheduler.load_wait_s,
+                Limits(
+                    max_loaded=scheduler.max_loaded_models,
+                    parallel=scheduler.num_parallel,
+                    queue_per_model=scheduler.max_queue_per_model,
+                    queue=scheduler.max_queue,
+                ),
+                wait_s=scheduler.load_wait_s,
                 idle_s=settings.models.keep_alive_s,
             ),
             self._rules,
@@ -155,7 +174,7 @@ class Daemon:
         self._control = ControlServer(
             places.socket,
             settings.control.group,
-            ModelsService(self._catalog, self._loading),
+            ModelsService(self._catalog, self._loading, self._sizing),
             WorkersService(self._supervisor, self._loading, self._catalog, self._own_lines),
             OperationsService(self._operations),
             DaemonService(self._supervisor, self._status, loaded.shown),
@@ -247,7 +266,18 @@ class Daemon:
                 problem=self._engine_version.problem,
                 hint=self._engine_version.hint,
             )
+        await self._look_at_devices()
         self._gate.open()
+
+    async def _look_at_devices(self) -> None:
+        engine = self._loaded.settings.engine
+        if self._engine_version.device == "cuda":
+            visible = self._environ.get("CUDA_VISIBLE_DEVICES")
+            await self._memory.use(NvmlProbe(visible=visible), 1 - engine.gpu_memory_utilization)
+        else:
+            budget = engine.cpu_memory_bytes
+            # A number that was given is meant: it has its margin already.
+            await self._memory.use(CpuProbe(budget_bytes=budget), 0.0 if budget else MARGIN_SHARE)
 
     async def _shut_down(self) -> None:
         settings = self._loaded.settings
@@ -278,7 +308,7 @@ class Daemon:
         interval = min(HOUSEKEEPING_S, watchdog_s or HOUSEKEEPING_S)
         shown = ""
         while True:
-            self._devices = await self._probe.read()
+            await self._memory.refresh()
             await self._look_at_disk()
             await self._launcher.reap_orphans()
             summary = self._summary()
@@ -322,9 +352,19 @@ class Daemon:
             free_bytes=self._free_bytes,
             active=self._gate.active,
             waiting=self._gate.waiting,
-            devices=await self._probe.read(),
+            devices=self._device_views(),
+            waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
         )
+
+    def _device_views(self) -> list[DeviceView]:
+        readings = {self._memory.index(one): one for one in self._memory.readings}
+        ledger = self._memory.ledger
+        return [
+            DeviceView.of(device, readings[index], ledger)
+            for index, device in ledger.devices.items()
+            if index in readings
+        ]
 
     def _health(self) -> dict[str, Any]:
         """The body of ``/health``."""
@@ -358,8 +398,16 @@ class Daemon:
                 for view in self._supervisor.views()
             ],
             "devices": [
-                {"name": one.name, "total_bytes": one.total_bytes, "free_bytes": one.free_bytes}
-                for one in self._devices
+                {
+                    "name": one.name,
+                    "kind": one.kind,
+                    "total_bytes": one.total_bytes,
+                    "free_bytes": one.free_bytes,
+                    "reserved_bytes": one.reserved_bytes,
+                    "foreign_bytes": one.foreign_bytes,
+                    "problem": one.problem or None,
+                }
+                for one in self._device_views()
             ],
             "storage": {"models_bytes": self._catalog.total_bytes(), "free_bytes": self._free_bytes},
             "queue": {
@@ -380,7 +428,6 @@ class Daemon:
             env_names=engine.env,
             cpu_kv_bytes=engine.cpu_kv_bytes,
             max_num_batched_tokens=engine.max_num_batched_tokens,
-            gpu_memory_utilization=engine.gpu_memory_utilization,
             enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
             cpu_count=len(os.sched_getaffinity(0)),
             has_bfloat16=has_bfloat16(),
@@ -402,7 +449,18 @@ class Daemon:
 
     def _rules(self, model: Model) -> ModelRules:
         chosen = self._loaded.settings.for_model(*model.lineage)
-        return ModelRules(chosen.keep_alive_s, chosen.is_pinned)
+        return ModelRules(chosen.keep_alive_s, chosen.is_pinned, chosen.priority)
+
+    def _sizing_rules(self, model: Model) -> SizingRules:
+        chosen = self._loaded.settings.for_model(*model.lineage)
+        return SizingRules(
+            context_length=chosen.context_length,
+            cache_tokens=chosen.cache_tokens,
+            cpu_kv_bytes=self._loaded.settings.engine.cpu_kv_bytes,
+            devices=chosen.devices,
+            tensor_parallel=chosen.tensor_parallel,
+            replicas=chosen.replicas,
+        )
 
 
 async def _started(

@@ -22,7 +22,7 @@ from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model, ModelDetails, Source, SourceKind
 from vllamad.domain.names import ModelRef
-from vllamad.domain.ports import LoadStep, WorkerPlaces
+from vllamad.domain.ports import EnginePlace, LoadStep, WorkerPlaces
 from vllamad.engine.client import UdsEngineClient
 from vllamad.engine.command import EngineOptions, ModelOptions
 from vllamad.engine.engine import VllmEngine
@@ -110,7 +110,7 @@ async def running(
         if step := engine.read_phase(line):
             steps.append((time.monotonic() - started, step))
 
-    child = launcher.spawn(engine.command(model, places), take)
+    child = launcher.spawn(engine.command(model, places, EnginePlace()), take)
     client = engine.connect(places.socket)
     try:
         await _healthy(child, client, ring, deadline_s)

@@ -349,7 +349,9 @@ class FakeGate:
         self.unloaded: list[str] = []
 
     @asynccontextmanager
-    async def lease(self, wanted: Model, *, keep_alive_s: float | None = None) -> AsyncGenerator[FakeLease, None]:
+    async def lease(
+        self, wanted: Model, *, keep_alive_s: float | None = None, caller: str = ""
+    ) -> AsyncGenerator[FakeLease, None]:
         self.entered.set()
         self.keep_alives.append((wanted.name, keep_alive_s))
         if self.refusal is not None:

@@ -9,19 +9,24 @@ from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.footprint import EngineSettings
 from vllamad.domain.model import Adapter, Model, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
+from vllamad.domain.placement import Demand, Need
 from vllamad.domain.ports import (
     Child,
     Command,
     DeviceReading,
     EngineClient,
+    EnginePlace,
     EngineStream,
     EngineVersion,
     LoadStep,
     OutputLine,
+    Taken,
     WorkerPlaces,
 )
+from vllamad.domain.workload import Wanted
 
 
 def make_model(name: str, digest: str = "d" * 64) -> Model:
@@ -132,6 +137,9 @@ class FakeChild:
         self.exit(-9)
         self.tree_is_gone = True
 
+    def pids(self) -> frozenset[int]:
+        return frozenset() if self.tree_is_gone else frozenset({self._pid})
+
     def memory_bytes(self) -> int:
         return 1 << 30
 
@@ -161,6 +169,7 @@ class FakeEngine:
     def __init__(self, launcher: FakeLauncher) -> None:
         self._launcher = launcher
         self.clients: list[FakeClient] = []
+        self.places: list[EnginePlace] = []
 
     async def version(self) -> EngineVersion:
         return EngineVersion("/usr/bin/true", "fake", "1.0", "cpu")
@@ -171,11 +180,18 @@ class FakeEngine:
     def identity(self, model: Model) -> str:
         return f"{model.path} {model.recipe.quantize}"
 
-    def command(self, model: Model, places: WorkerPlaces) -> Command:
+    def memory_settings(self, model: Model) -> EngineSettings:
+        return EngineSettings(device="cpu", is_eager=True)
+
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
+        self.places.append(place)
         return Command(["true"], {}, Path("/"), model.name)
 
     def read_phase(self, line: str) -> LoadStep | None:
         return LoadStep(line.removeprefix("phase "), 0.5) if line.startswith("phase ") else None
+
+    def read_taken(self, line: str) -> Taken | None:
+        return Taken(cache_tokens=int(line.removeprefix("cache "))) if line.startswith("cache ") else None
 
     def connect(self, socket: Path) -> EngineClient:
         client = FakeClient(self._launcher.last)
@@ -186,11 +202,32 @@ class FakeEngine:
 class FakeDevice:
     """A device whose free memory the test sets."""
 
-    def __init__(self) -> None:
+    problem = ""
+
+    def __init__(self, kind: str = "cpu") -> None:
+        self.kind = kind
         self.free_bytes = 8 << 30
 
     async def read(self) -> list[DeviceReading]:
-        return [DeviceReading("gpu 0", 16 << 30, self.free_bytes)]
+        return [DeviceReading("a device", 16 << 30, self.free_bytes, kind=self.kind)]
+
+
+class FakeSizing:
+    """Models need what the test says, 2 GiB if it says nothing."""
+
+    def __init__(self, engine: "FakeEngine") -> None:
+        self._engine = engine
+        self.demands: dict[str, Demand] = {}
+        self.replicas = 1
+
+    def known(self, model: Model) -> Wanted | None:
+        demand = self.demands.get(model.name, Demand((Need(1, 2 << 30),)))
+        return Wanted(self._engine.identity(model), model.name, demand, 0.0, self.replicas)
+
+    async def wanted(self, model: Model) -> Wanted:
+        known = self.known(model)
+        assert known is not None
+        return known
 
 
 class FakeRing:

@@ -17,7 +17,7 @@ from tests.contract import engine_claims as claims
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Capability
-from vllamad.domain.ports import Command, EngineVersion, Launcher, WorkerPlaces
+from vllamad.domain.ports import Command, EnginePlace, EngineVersion, Launcher, WorkerPlaces
 from vllamad.engine.client import UdsEngineClient
 from vllamad.engine.command import EngineOptions
 from vllamad.engine.engine import VllmEngine
@@ -430,10 +430,10 @@ def test_version_and_device(distribution: str, version: str, more: dict[str, Any
     model = claims.make_model(Path("/model"))
     if problem:
         with pytest.raises(VllamaError, match=problem) as caught:
-            engine.command(model, PLACES)
+            engine.command(model, PLACES, EnginePlace())
         assert caught.value.reason is Reason.ENGINE_START_FAILED and caught.value.hint == found.hint
     else:
-        assert engine.command(model, PLACES).argv[0] == "/engine/python"
+        assert engine.command(model, PLACES, EnginePlace()).argv[0] == "/engine/python"
 
 
 @pytest.mark.parametrize(
@@ -462,4 +462,4 @@ def test_engine_that_was_never_looked_at_gives_no_command() -> None:
     probe = EngineProbe(FAKE_PYTHON, TellingLauncher([]))
     engine = VllmEngine(EngineOptions(FAKE_PYTHON, Path("/cache"), {}), probe)
     with pytest.raises(VllamaError, match="has not been looked at yet"):
-        engine.command(claims.make_model(Path("/model")), PLACES)
+        engine.command(claims.make_model(Path("/model")), PLACES, EnginePlace())

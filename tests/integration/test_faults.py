@@ -174,8 +174,35 @@ def test_idle_models_leave_by_themselves(new_house: NewHouse) -> None:
     assert daemon.processes() == []
 
 
+def test_models_share_the_memory_and_take_turns_where_it_is_too_little(new_house: NewHouse) -> None:
+    room_for_two = {"VLLAMA_ENGINE_CPU_MEMORY_BYTES": "4GiB"}
+    daemon = new_house(models={"first": {}, "second": {}, "third": {}}, **room_for_two)
+    loaded: list[set[str]] = []
+    for name in ("first", "second", "third"):
+        answer = daemon.request("POST", "/api/chat", chat(name, stream=False, options={"num_predict": 1}))
+        assert answer.status == 200, answer
+        loaded.append({worker["model"].removesuffix(":latest") for worker in daemon.workers()})
+    status = daemon.json("status")
+    (device,) = status["devices"]
+    assert loaded[:2] == [{"first"}, {"first", "second"}]
+    assert len(loaded[2]) == 2 and "third" in loaded[2]
+    assert int(device["reserved_bytes"]) == sum(int(worker["reserved_bytes"]) for worker in daemon.workers())
+    assert int(device["reserved_bytes"]) + int(device["giveable_bytes"]) <= int(device["usable_bytes"]) == 4 << 30
+    assert "to fit third:latest: needs" in daemon.ctl("status").stdout
+
+
+def test_a_model_that_can_never_fit_is_refused_with_the_numbers(new_house: NewHouse) -> None:
+    daemon = new_house(models={"tiny": {}}, VLLAMA_ENGINE_CPU_MEMORY_BYTES="1GiB")
+    answer = daemon.request("POST", "/v1/chat/completions", chat("tiny"))
+    assert answer.status == 422
+    assert "it can never fit: needs 1.6 GiB" in answer.text
+    fit = daemon.ctl("show", "tiny", "--fit").stdout
+    assert fit.startswith("not: needs 1.6 GiB, CPU has 1.0 GiB")
+
+
 def test_two_models_take_turns_in_one_slot(new_house: NewHouse) -> None:
-    daemon = new_house(models={"first": {}, "second": {}})
+    one = {"VLLAMA_SCHEDULER_MAX_LOADED_MODELS": "1"}
+    daemon = new_house(models={"first": {}, "second": {}}, **one)
     for name in ("first", "second", "first"):
         answer = daemon.request("POST", "/api/chat", chat(name, stream=False, options={"num_predict": 1}))
         assert answer.status == 200, answer

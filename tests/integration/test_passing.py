@@ -26,8 +26,10 @@ ENDLESS = {"tokens": 100_000, "token_delay_s": 0.01}
 @pytest.fixture(scope="module")
 def house() -> Iterator[Daemon]:
     models = {"tiny": {"has_audio": True}, "endless": ENDLESS, "org/far:q4": {}}
-    aliases = {"VLLAMA_MODELS_ALIASES": "gpt-4o=tiny,claude-x=tiny,tiny=endless"}
-    with running(models=models, environment=aliases) as daemon:
+    environment = {"VLLAMA_MODELS_ALIASES": "gpt-4o=tiny,claude-x=tiny,tiny=endless"}
+    # One model at a time, so that "the worker" of a scene is the one there is.
+    environment["VLLAMA_SCHEDULER_MAX_LOADED_MODELS"] = "1"
+    with running(models=models, environment=environment) as daemon:
         yield daemon
 
 

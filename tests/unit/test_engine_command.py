@@ -10,8 +10,8 @@ from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Capability, Model, ModelDetails, Source, SourceKind
 from vllamad.domain.names import ModelRef
-from vllamad.domain.ports import Command, WorkerPlaces
-from vllamad.engine.command import GUARD, EngineOptions, ModelOptions, build_command, served_names
+from vllamad.domain.ports import Command, EnginePlace, WorkerPlaces
+from vllamad.engine.command import GUARD, EngineOptions, ModelOptions, build_command, memory_settings, served_names
 
 PLACES = WorkerPlaces(Path("/run/vllama/workers/1-1/s"), Path("/run/vllama/workers/1-1"))
 OPTIONS = EngineOptions(Path("/engine/bin/python"), Path("/var/lib/vllama/cache"), {"PATH": "/bin"}, cpu_count=4)
@@ -55,11 +55,42 @@ def test_every_known_name_is_served_and_the_display_form_is_shown() -> None:
 def test_cuda_has_the_defaults_that_matter_there() -> None:
     command = build("cuda")
     assert value(command, "--max-num-batched-tokens") == "16384"
-    assert value(command, "--gpu-memory-utilization") == "0.9"
     assert value(command, "--dtype") == "auto"
     assert "--enable-chunked-prefill" in command.argv and "--enable-prefix-caching" in command.argv
-    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-seqs"} & set(command.argv)
+    assert not {"--enforce-eager", "--max-num-seqs"} & set(command.argv)
     assert "OMP_NUM_THREADS" not in command.env and "TORCH_COMPILE_DISABLE" not in command.env
+
+
+def test_an_engine_on_gpus_gets_its_bytes_and_sees_no_others() -> None:
+    def placed(place: EnginePlace) -> Command:
+        return build_command(OPTIONS, ModelOptions(), make_model(), PLACES, "cuda", place)
+
+    two = placed(EnginePlace(("GPU-a", "GPU-b"), 0.45678, 7 << 30))
+    assert value(two, "--tensor-parallel-size") == "2"
+    assert value(two, "--kv-cache-memory-bytes") == str(7 << 30)
+    assert value(two, "--gpu-memory-utilization") == "0.4567", "rounded down: the engine asks for this much to be free"
+    assert two.env["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    encoder = placed(EnginePlace(("GPU-a",), 0.1))
+    assert not {"--tensor-parallel-size", "--kv-cache-memory-bytes"} & set(encoder.argv)
+    inherited = replace(OPTIONS, inherited={"CUDA_VISIBLE_DEVICES": "0,1"})
+    command = build_command(inherited, ModelOptions(), make_model(), PLACES, "cuda", EnginePlace(("GPU-b",), 0.1))
+    assert command.env["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+
+
+def test_what_changes_memory_is_read_from_settings_and_from_further_flags() -> None:
+    plain = memory_settings(OPTIONS, ModelOptions(), make_model(), "cuda")
+    assert (plain.max_num_batched_tokens, plain.max_num_seqs, plain.kv_dtype, plain.is_eager) == (
+        16384,
+        1024,
+        "auto",
+        False,
+    )
+    args = ("--kv-cache-dtype", "fp8", "--max-num-seqs=7", "--dtype", "float16", "--enforce-eager")
+    flags = memory_settings(OPTIONS, ModelOptions(args=args, adapter_rank=10), make_model(), "cuda")
+    assert (flags.kv_dtype, flags.max_num_seqs, flags.dtype, flags.is_eager) == ("fp8", 7, "float16", True)
+    assert (flags.adapters, flags.adapter_rank) == (4, 16)
+    cpu = memory_settings(replace(OPTIONS, has_bfloat16=False), ModelOptions(), make_model(), "cpu")
+    assert (cpu.dtype, cpu.max_num_batched_tokens, cpu.max_num_seqs, cpu.is_eager) == ("float32", 2048, 128, True)
 
 
 def test_cpu_is_eager_and_bounded() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vllamad.domain.footprint import EngineSettings, Footprint, Origin, Window
+from vllamad.domain.footprint import EngineSettings, Footprint, Origin, Window, footprint_key
 from vllamad.hub import footprints
-from vllamad.hub.footprints import FootprintStore, footprint_key
+from vllamad.hub.footprints import FootprintStore
 
 SEEN = Footprint(
     2, 16 << 30, 131_072, 1 << 30, 2 << 30, 3 << 30, (Window(1024, 77),), 9, 16, 5, Origin.MEASURED, ("a note",)

@@ -6,23 +6,29 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import pytest
 
 from tests.fakes.clock import FakeClock
-from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, make_model
+from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, FakeSizing, make_model
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model, Recipe
 from vllamad.domain.names import ModelRef
 from vllamad.domain.worker import State
+from vllamad.domain.workload import Limits
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
+from vllamad.models.sizing import Sizing
 from vllamad.supervisor.lease import Lease
 from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.supervisor import Supervisor
+from vllamad.supervisor.worker import WorkerHandle
 
 A, B = make_model("a"), make_model("b")
 PATIENCE_S = 5.0
+ONE_MODEL = GateLimits(Limits(max_loaded=1))
 
 
 class House:
@@ -30,7 +36,7 @@ class House:
 
     def __init__(self, folder: Path, limits: GateLimits) -> None:
         self.device = FakeDevice()
-        self.device_kind = "cpu"
+        self.memory = DeviceMemory()
         self.clock = FakeClock()
         self.launcher = FakeLauncher()
         self.engine = FakeEngine(self.launcher)
@@ -38,18 +44,34 @@ class House:
             self.clock,
             self.engine,
             self.launcher,
-            self.device,
-            lambda: self.device_kind,
+            self.memory,
             folder,
             WorkerLimits(),
             FakeRing,
         )
-        self.gate = Gate(self.clock, self.supervisor, limits, lambda _model: ModelRules(limits.idle_s))
+        self.sizing = FakeSizing(self.engine)
+        self.gate = Gate(
+            self.clock,
+            self.supervisor,
+            self.memory,
+            cast(Sizing, self.sizing),
+            limits,
+            lambda _model: ModelRules(limits.idle_s),
+        )
+
+    async def look_at_devices(self, kind: str = "cpu") -> None:
+        self.device.kind = kind
+        await self.memory.use(self.device, 0.0)
         self.gate.open()
 
     def state(self, model: Model) -> State:
-        handle = self.supervisor.of(model)
-        return handle.state if handle else State.STOPPED
+        handles = self.supervisor.of(model)
+        return handles[0].state if handles else State.STOPPED
+
+    def worker(self, model: Model) -> WorkerHandle:
+        """The one worker of a model."""
+        (handle,) = self.supervisor.of(model)
+        return handle
 
     async def until(self, model: Model, state: State) -> None:
         """Wait for a state; on failure say what was seen last."""
@@ -94,6 +116,7 @@ async def house_of(limits: GateLimits) -> AsyncIterator[House]:
         started = asyncio.Event()
         running = asyncio.create_task(house.supervisor.run(started))
         await started.wait()
+        await house.look_at_devices()
         try:
             yield house
         finally:
@@ -107,7 +130,7 @@ async def house_of(limits: GateLimits) -> AsyncIterator[House]:
 
 def in_house(test: Callable[[House], Awaitable[None]], limits: GateLimits | None = None) -> None:
     async def run() -> None:
-        async with asyncio.timeout(4 * PATIENCE_S), house_of(limits or GateLimits()) as house:
+        async with asyncio.timeout(4 * PATIENCE_S), house_of(limits or ONE_MODEL) as house:
             await test(house)
 
     asyncio.run(run(), debug=True)
@@ -119,8 +142,8 @@ def test_however_many_wait_the_model_is_loaded_once() -> None:
         await house.until(A, State.STARTING)
         assert [view.waiting for view in house.supervisor.views()] == [5]
         await house.ready(A)
-        assert [view.waiting for view in house.supervisor.views()] == [0], "who was granted does not wait any more"
         leases = await asyncio.gather(*(caller.lease for caller in callers))
+        assert [view.waiting for view in house.supervisor.views()] == [0], "who was granted does not wait any more"
         assert len(house.launcher.children) == 1
         assert house.gate.active == 5
         assert all(lease.load_ns > 0 and lease.context_length == 2048 for lease in leases)
@@ -135,6 +158,7 @@ def test_a_ready_model_is_granted_without_waiting() -> None:
     async def test(house: House) -> None:
         first = house.ask(A)
         await house.ready(A)
+        await first.lease
         assert [view.waiting for view in house.supervisor.views()] == [0]
         await first.leave()
         async with house.gate.lease(A):
@@ -151,8 +175,7 @@ def test_a_client_that_leaves_the_queue_leaves_no_trace() -> None:
         await asyncio.wait([caller.task])
         assert house.gate.waiting == 0
         await house.ready(A)
-        handle = house.supervisor.of(A)
-        assert handle is not None
+        handle = house.worker(A)
         assert handle.record.leases == 0
 
     in_house(test)
@@ -162,8 +185,7 @@ def test_a_client_that_leaves_in_the_turn_it_is_granted_gives_its_lease_back() -
     async def test(house: House) -> None:
         caller = house.ask(A)
         await house.until(A, State.STARTING)
-        handle = house.supervisor.of(A)
-        assert handle is not None
+        handle = house.worker(A)
         house.launcher.last.healthy.set()
         await house.until(A, State.READY)  # granted in the step to READY, before the caller's task runs again
         caller.task.cancel()
@@ -345,12 +367,13 @@ def test_a_full_queue_refuses_with_the_numbers() -> None:
             async with house.gate.lease(A):
                 pass
         assert caught.value.reason is Reason.QUEUE_FULL
-        assert caught.value.facts == {"waiting": 2, "limit": 2}
+        assert caught.value.facts["limit"] == 2
+        assert int(caught.value.facts["retry_after_s"]) >= 1
         await house.ready(A)
         for caller in waiting:
             await caller.leave()
 
-    in_house(test, GateLimits(queue=2))
+    in_house(test, GateLimits(Limits(max_loaded=1, queue=2)))
 
 
 def test_a_request_does_not_wait_for_ever() -> None:
@@ -360,7 +383,7 @@ def test_a_request_does_not_wait_for_ever() -> None:
                 pass
         assert caught.value.reason is Reason.DEADLINE_EXCEEDED
 
-    in_house(test, GateLimits(wait_s=0.05))
+    in_house(test, GateLimits(Limits(max_loaded=1), wait_s=0.05))
 
 
 def test_a_closed_gate_refuses_those_who_wait_and_those_who_come() -> None:
@@ -382,7 +405,7 @@ def test_a_deaf_engine_is_killed_after_its_grace() -> None:
         await house.ready(A)
         await caller.leave()
         house.launcher.last.ignores_term = True
-        house.supervisor.stop(house.supervisor.key(A))
+        house.supervisor.stop(house.worker(A).holder)
         await house.until(A, State.STOPPING)
         house.clock.advance(21.0)
         await house.until(A, State.STOPPED)
@@ -398,7 +421,7 @@ def test_an_unkillable_tree_is_a_leak_that_nobody_reuses() -> None:
         await caller.leave()
         child = house.launcher.last
         child.ignores_term = child.is_unkillable = True
-        house.supervisor.stop(house.supervisor.key(A))
+        house.supervisor.stop(house.worker(A).holder)
         house.clock.advance(21.0)
         await house.until(A, State.KILLING)
         house.clock.advance(11.0)
@@ -436,7 +459,7 @@ def test_models_that_are_served_alike_share_a_worker() -> None:
         other = house.ask(child)
         assert (await other.lease).model is child
         assert len(house.launcher.children) == 1
-        assert house.supervisor.of(child) is house.supervisor.of(A)
+        assert house.supervisor.of(child) == house.supervisor.of(A)
         assert house.supervisor.views()[0].leases == 2
         await other.leave()
         await caller.leave()
@@ -482,14 +505,14 @@ def test_a_second_signal_shortens_every_deadline_and_skips_no_step() -> None:
 
 def test_a_gpu_worker_is_stopped_only_when_its_memory_is_back() -> None:
     async def test(house: House) -> None:
-        house.device_kind = "cuda"
+        await house.look_at_devices("cuda")
         caller = house.ask(A)
         await house.until(A, State.STARTING)
         await asyncio.sleep(0)  # the reading of before the start
         house.device.free_bytes -= 4 << 30
         await house.ready(A)
         await caller.leave()
-        house.supervisor.stop(house.supervisor.key(A))
+        house.supervisor.stop(house.worker(A).holder)
         await house.until(A, State.RELEASING)
         assert house.launcher.last.tree_is_gone
         other = house.ask(B)
@@ -504,14 +527,14 @@ def test_a_gpu_worker_is_stopped_only_when_its_memory_is_back() -> None:
 
 def test_memory_that_does_not_come_back_is_not_waited_for_for_ever() -> None:
     async def test(house: House) -> None:
-        house.device_kind = "cuda"
+        await house.look_at_devices("cuda")
         caller = house.ask(A)
         await house.until(A, State.STARTING)
         await asyncio.sleep(0)
         house.device.free_bytes -= 4 << 30
         await house.ready(A)
         await caller.leave()
-        house.supervisor.stop(house.supervisor.key(A))
+        house.supervisor.stop(house.worker(A).holder)
         await house.until(A, State.RELEASING)
         house.clock.advance(11.0)
         assert house.state(A) is State.STOPPED

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from tests.fakes.clock import FakeClock
-from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, make_model
+from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, FakeSizing, make_model
 from vllama.reasons import Reason
 from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Model, Recipe
@@ -19,8 +19,10 @@ from vllamad.domain.worker import State
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
+from vllamad.models.sizing import Sizing
 from vllamad.operations.registry import Operations
 from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.supervisor import Supervisor
 
 BASE = make_model("base")
@@ -63,11 +65,10 @@ class House:
     def __init__(self, folder: Path, *models: Model) -> None:
         clock, self.launcher, self.shelf = FakeClock(), FakeLauncher(), Shelf(*models)
         engine = FakeEngine(self.launcher)
-        self.supervisor = Supervisor(
-            clock, engine, self.launcher, FakeDevice(), lambda: "cpu", folder, WorkerLimits(), FakeRing
-        )
-        self.gate = Gate(clock, self.supervisor, GateLimits(), lambda _model: ModelRules(300.0))
-        self.gate.open()
+        self.memory = DeviceMemory()
+        self.supervisor = Supervisor(clock, engine, self.launcher, self.memory, folder, WorkerLimits(), FakeRing)
+        sizing = cast(Sizing, FakeSizing(engine))
+        self.gate = Gate(clock, self.supervisor, self.memory, sizing, GateLimits(), lambda _model: ModelRules(300.0))
         self.operations = Operations(clock)
         self.loading = Loading(cast(Catalog, self.shelf), self.gate, self.supervisor, self.operations)
 
@@ -95,6 +96,8 @@ def in_house(scene: Callable[[House], Awaitable[None]], *models: Model) -> None:
             started = asyncio.Event()
             running = asyncio.create_task(house.supervisor.run(started))
             await started.wait()
+            await house.memory.use(FakeDevice(), 0.0)
+            house.gate.open()
             try:
                 await scene(house)
             finally:

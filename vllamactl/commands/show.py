@@ -4,7 +4,7 @@ import time
 
 import click
 
-from vllama.control.v1.models_pb2 import Model
+from vllama.control.v1.models_pb2 import FitModelResponse, Model
 from vllamactl import human
 from vllamactl.client import Client
 from vllamactl.exits import CtlError
@@ -21,12 +21,21 @@ from vllamactl.render import Column, pairs, table
 @click.option("--template", "part", flag_value="template", help="Print its template only.")
 @click.option("--license", "part", flag_value="license", help="Print its licence only.")
 @click.option("--files", "part", flag_value="files", help="List its files only.")
+@click.option("--fit", "part", flag_value="fit", help="Say where it fits on this machine, and load nothing.")
 @click.pass_obj
 def command(invocation: Invocation, model: str, part: str | None) -> None:
     """Show what is known about MODEL: its kind, its limits, what it can do and where it came from."""
     console = invocation.console
 
     async def work(client: Client) -> None:
+        if part == "fit":
+            fit = await client.fit_model(model)
+            if console.is_json:
+                console.document(plain(fit))
+            else:
+                for line in [fit.sentence] if console.is_quiet else fit_page(fit):
+                    console.data(line)
+            return
         shown = await client.get_model(model)
         if console.is_json:
             console.document(plain(shown))
@@ -90,6 +99,29 @@ def page(model: Model, now: float) -> list[str]:
         if rows:
             lines += [f"  {title}", *rows, ""]
     return lines[:-1]
+
+
+def fit_page(fit: FitModelResponse) -> list[str]:
+    """Return the sentence, and what it was reckoned from."""
+    lines = [fit.sentence]
+    if fit.footprints:
+        columns = (
+            Column("DEVICES"), Column("WEIGHTS"), Column("CACHE/1K TOKENS"), Column("BATCH"), Column("ENGINE"),
+            Column("NUMBERS"),
+        )  # fmt: skip
+        rows = [
+            (
+                str(each.devices),
+                human.size(each.weights_bytes),
+                human.size(1000 * each.kv_bytes_per_token) if each.kv_bytes_per_token else "-",
+                human.size(each.activation_bytes),
+                human.size(each.overhead_bytes),
+                each.origin,
+            )
+            for each in fit.footprints
+        ]
+        lines += ["", *table(columns, rows, None)]
+    return lines + ([""] if fit.notes else []) + [f"note: {note}" for note in fit.notes]
 
 
 def _first_lines(text: str) -> list[str]:

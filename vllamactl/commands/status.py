@@ -4,7 +4,7 @@ import time
 
 import click
 
-from vllama.control.v1.daemon_pb2 import GetStatusResponse
+from vllama.control.v1.daemon_pb2 import Device, GetStatusResponse
 from vllama.control.v1.workers_pb2 import Worker
 from vllamactl import human
 from vllamactl.client import Client
@@ -61,6 +61,8 @@ def page(status: GetStatusResponse, console: Console, now: float) -> list[str]:
             if worker.HasField("failure"):
                 lines.append(f"  {worker.failure.message}")
                 lines += [f"  hint: {worker.failure.hint}"] if worker.failure.hint else []
+    if status.waits:
+        lines += ["", "Waiting", *(f"  {sentence}" for sentence in status.waits)]
     if status.decisions:
         lines += ["", "Latest decisions"]
         for decision in status.decisions:
@@ -84,16 +86,29 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
         ("models", f"{status.models} on disk, {loaded} loaded"),
         ("requests", f"{status.active_requests} running, {status.waiting_requests} waiting"),
     ]
-    facts += [
-        ("device", f"{device.name}: {human.size(device.free_bytes)} free of {human.size(device.total_bytes)}")
-        for device in status.devices
-    ]
+    facts += [("device", _device(device)) for device in status.devices]
     if status.HasField("storage"):
         storage = status.storage
         facts.append(
             ("storage", f"{human.size(storage.models_bytes)} of models, {human.size(storage.free_bytes)} free")
         )
     return facts
+
+
+def _device(device: Device) -> str:
+    """``GPU 0: 34 GB of 85 GB reserved, others hold 1.2 GB, 41 GB to give``"""
+    parts = [f"{human.size(device.reserved_bytes)} of {human.size(device.total_bytes)} reserved"]
+    if device.foreign_bytes:
+        parts.append(f"others hold {human.size(device.foreign_bytes)}")
+    parts.append(f"{human.size(device.giveable_bytes)} to give")
+    if device.loading:
+        parts.append(f"loads {device.loading}")
+    if device.HasField("temperature_c"):
+        parts.append(f"{device.temperature_c} °C")
+    if device.HasField("utilisation"):
+        parts.append(f"{device.utilisation * 100:.0f} % busy")
+    text = f"{device.name}: {', '.join(parts)}"
+    return f"{device.name}: nothing is placed on it: {device.problem}" if device.problem else text
 
 
 def _row(worker: Worker, console: Console, now: float) -> tuple[str, ...]:

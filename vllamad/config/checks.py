@@ -61,3 +61,21 @@ def check_api_key(text: str) -> None:
     """What can stand in a header, and cannot be guessed by trying. The key itself is not shown."""
     if not re.fullmatch(r"[!-~]{16,}", text):
         raise Refused("a key has at least 16 characters, letters, digits and signs without blanks")
+
+
+OWN_FLAGS: dict[str, str] = {
+    "--gpu-memory-utilization": "engine.gpu_memory_utilization bounds all engines of a GPU together",
+    "--device-memory-utilization": "engine.gpu_memory_utilization bounds all engines of a GPU together",
+    "--kv-cache-memory-bytes": "set cache_tokens in [models] or in a [[model]] row, on CPU engine.cpu_kv_bytes",
+    "--tensor-parallel-size": "set tensor_parallel in a [[model]] row",
+    "-tp": "set tensor_parallel in a [[model]] row",
+    "--device-ids": "set devices in a [[model]] row",
+}
+"""Flags of the engine that are the planner's: what two engines on one device may take is not theirs to guess."""
+
+
+def check_engine_argument(text: str) -> None:
+    """A flag that says where an engine runs, or how much memory it takes, would make the ledger untrue."""
+    flag = text.partition("=")[0].replace("_", "-")
+    if flag in OWN_FLAGS:
+        raise Refused(f"{flag} is set for each engine by the daemon: {OWN_FLAGS[flag]}")

@@ -297,6 +297,30 @@ class TextList(Kind[tuple[str, ...]]):
         return "[" + ", ".join(quoted(item) for item in value) + "]"
 
 
+class IntegerList(Kind[tuple[int, ...]]):
+    """Several whole numbers, none below ``low``, none twice. As text they are separated by commas."""
+
+    name = "list of integers"
+
+    def __init__(self, low: int) -> None:
+        self._one = Integer(low)
+        self.allowed = f"a list of integers of {low} or more, each once"
+
+    def from_toml(self, value: object) -> tuple[int, ...]:
+        if not isinstance(value, list | tuple):
+            raise Refused
+        numbers = tuple(self._one.from_toml(item) for item in cast("list[object]", value))
+        if len(set(numbers)) != len(numbers):
+            raise Refused
+        return numbers
+
+    def from_text(self, text: str) -> tuple[int, ...]:
+        return self.from_toml([self._one.from_text(item) for item in text.split(",") if item.strip()])
+
+    def to_toml(self, value: tuple[int, ...]) -> str:
+        return "[" + ", ".join(str(number) for number in value) + "]"
+
+
 class TextTable(Kind[tuple[tuple[str, str], ...]]):
     """Names with a string each. As text they are written ``name=value``, separated by commas."""
 

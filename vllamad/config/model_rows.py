@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from vllamad.config.kinds import Boolean, Duration, Integer, Text, TextList
+from vllamad.config.checks import check_engine_argument
+from vllamad.config.kinds import Boolean, Duration, Integer, IntegerList, Text, TextList
 from vllamad.config.rows import Row, maybe, row, rows_of
 
 T = TypeVar("T")
@@ -29,17 +30,35 @@ class ModelRow:
     max_num_seqs: int | None = maybe(Integer(0), "As engine.max_num_seqs.")
     dtype: str | None = maybe(Text("a number format of the engine"), "As engine.dtype.")
     args: tuple[str, ...] | None = maybe(
-        TextList(), "More flags for the engine, behind those of engine.args and of less specific rows."
+        TextList(check=check_engine_argument),
+        "More flags for the engine, behind those of engine.args and of less specific rows.",
     )
     tool_parser: str | None = maybe(Text("a name of a parser"), "The engine's parser for tool calls.")
     reasoning_parser: str | None = maybe(Text("a name of a parser"), "The engine's parser for thinking.")
+    priority: int | None = maybe(
+        Integer(-100, 100),
+        "Requests for models of a higher priority go first; a minute of waiting is worth one level. 0 where none is "
+        "given.",
+    )
+    devices: tuple[int, ...] | None = maybe(
+        IntegerList(0), "The only GPUs that it may use, as nvidia-smi numbers them: [0, 1]."
+    )
+    tensor_parallel: int | None = maybe(
+        Integer(1, 64), "How many GPUs it is spread over; else as few as hold it. Must divide its attention heads."
+    )
+    replicas: int | None = maybe(
+        Integer(1, 64),
+        "How many workers it may have, started one by one as those that it has are crowded; 1 if not given.",
+    )
+    cache_tokens: int | None = maybe(Integer(1), "As models.cache_tokens.")
     pin: bool | None = maybe(Boolean(), 'true: stays loaded, as with keep_alive = "forever".')
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """What holds for one model, rows merged. ``args`` has those of the engine section in front; ``max_num_seqs`` 0
-    leaves it to the engine; ``keep_alive_s`` is ``math.inf`` for a pinned model."""
+    leaves it to the engine, ``tensor_parallel`` 0 to the planner; ``keep_alive_s`` is ``math.inf`` for a pinned
+    model."""
 
     keep_alive_s: float
     context_length: int
@@ -49,6 +68,11 @@ class ModelSettings:
     tool_parser: str = ""
     reasoning_parser: str = ""
     is_pinned: bool = False
+    priority: int = 0
+    devices: tuple[int, ...] = ()
+    tensor_parallel: int = 0
+    replicas: int = 1
+    cache_tokens: int = 0
 
 
 def merge_rows(defaults: ModelSettings, rows: Sequence[ModelRow], names: Sequence[str]) -> ModelSettings:
@@ -70,6 +94,11 @@ def merge_rows(defaults: ModelSettings, rows: Sequence[ModelRow], names: Sequenc
             tool_parser=_or(each.tool_parser, merged.tool_parser),
             reasoning_parser=_or(each.reasoning_parser, merged.reasoning_parser),
             is_pinned=_or(each.pin, merged.is_pinned),
+            priority=_or(each.priority, merged.priority),
+            devices=_or(each.devices, merged.devices),
+            tensor_parallel=_or(each.tensor_parallel, merged.tensor_parallel),
+            replicas=_or(each.replicas, merged.replicas),
+            cache_tokens=_or(each.cache_tokens, merged.cache_tokens),
         )
     return replace(merged, keep_alive_s=math.inf) if merged.is_pinned else merged
 

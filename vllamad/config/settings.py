@@ -9,7 +9,15 @@ not: ``models.keep_alive`` is ``settings.models.keep_alive_s``.
 from dataclasses import dataclass
 from typing import Any
 
-from vllamad.config.checks import check_api_key, check_env_name, check_host, check_model_name, check_origin, check_url
+from vllamad.config.checks import (
+    check_api_key,
+    check_engine_argument,
+    check_env_name,
+    check_host,
+    check_model_name,
+    check_origin,
+    check_url,
+)
 from vllamad.config.kinds import Boolean, Choice, Duration, Fraction, Integer, Size, Text, TextList, TextTable
 from vllamad.config.model_rows import ModelRow, ModelSettings, merge_rows
 from vllamad.config.rows import Row, row, rows_of
@@ -128,10 +136,18 @@ class Models:
     context_length: int = row(
         Integer(0),
         0,
-        "Longest context that models are loaded with; 0: the model's own.",
-        "Memory for the context is taken as it is used; a smaller limit matters where the model's own does not fit.",
+        "Longest context that models are loaded with; 0: the model's own, or what its cache holds.",
+        "A model is placed only where its cache can hold one such context.",
         unit="tokens",
         ollama="OLLAMA_CONTEXT_LENGTH",
+    )
+    cache_tokens: int = row(
+        Integer(1),
+        131_072,
+        "Tokens of all contexts together that a model gets memory for on a GPU, if it can.",
+        "More lets more long requests run at once and keeps more of what was asked before; less leaves room for "
+        "other models. A rest of a GPU that is too small for others is used too. On CPU: engine.cpu_kv_bytes.",
+        unit="tokens",
     )
     hub_endpoint: str = row(
         Text("an http or https address", check_url),
@@ -193,8 +209,16 @@ class Engine:
     gpu_memory_utilization: float = row(
         Fraction(),
         0.90,
-        "Share of a GPU's memory that the engine takes.",
-        "It is taken at start, weights and contexts together. Other programs on the GPU need the rest.",
+        "Share of a GPU's memory that all its engines together may take.",
+        "What each takes is reserved before it starts. The rest is for the driver and for what engines do not declare; "
+        "what other programs are seen to hold is not given to engines either.",
+    )
+    cpu_memory_bytes: int = row(
+        Size(0),
+        0,
+        "Memory that all engines on CPU together may take; 0: nine tenths of the machine's, or of its control group's.",
+        "What a model takes is reserved before it is loaded. What other programs are seen to hold is not given.",
+        unit="bytes",
     )
     enforce_eager: str = row(
         Choice("auto", "on", "off", is_switch=True),
@@ -208,10 +232,11 @@ class Engine:
         "Number format of the weights in memory: auto, bfloat16, float16 or float32.",
     )
     args: tuple[str, ...] = row(
-        TextList(is_command_line=True),
+        TextList(check=check_engine_argument, is_command_line=True),
         (),
         "More flags for the engine's command line.",
-        "They come last and win over what the daemon sets. In the environment, they are split as by a shell.",
+        "They come last and win over what the daemon sets. In the environment, they are split as by a shell. Flags "
+        "that say where an engine runs or how much memory it takes are refused: the daemon has settings for them.",
     )
     env: tuple[str, ...] = row(
         TextList("a list of names of environment variables, without values", check_env_name),
@@ -269,18 +294,24 @@ class Scheduler:
     """Who may be loaded, and who waits."""
 
     max_loaded_models: int = row(
-        Integer(1),
-        1,
-        "Models that may be loaded at the same time.",
-        "The one that was idle longest leaves for a new one; requests in flight finish first.",
+        Integer(0),
+        0,
+        "Models that may be loaded at the same time; 0: as many as their memory allows.",
+        "For a new one idle ones leave, those first that cost least to bring back; requests in flight finish first.",
         ollama="OLLAMA_MAX_LOADED_MODELS",
     )
     max_queue: int = row(
         Integer(1),
         512,
-        "Requests that may wait for models; the next one is refused.",
+        "Requests that may wait for models; when there are more, the longest queue's newest is refused.",
         unit="requests",
         ollama="OLLAMA_MAX_QUEUE",
+    )
+    max_queue_per_model: int = row(
+        Integer(0),
+        0,
+        "Requests that may wait for one model; 0: no bound but max_queue.",
+        unit="requests",
     )
     num_parallel: int = row(
         Integer(0),
@@ -384,6 +415,7 @@ class Settings:
             max_num_seqs=self.engine.max_num_seqs or self.scheduler.num_parallel,
             dtype=self.engine.dtype,
             args=self.engine.args,
+            cache_tokens=self.models.cache_tokens,
         )
         return merge_rows(defaults, self.model, names)
 

@@ -1,17 +1,20 @@
 """Domain objects as messages of the control protocol (floor 4): every field once, and nothing decided."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from vllama.control.v1 import models_pb2, operations_pb2, workers_pb2
+from vllama.control.v1 import daemon_pb2, models_pb2, operations_pb2, workers_pb2
 from vllamad.dialects.modelfile import show_parameters
 from vllamad.dialects.ollama_models import modelfile_of
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.fit import Fit, Fitting
+from vllamad.domain.footprint import Footprint
 from vllamad.domain.model import Model
 from vllamad.domain.operation import Operation, Progress
 from vllamad.domain.ports import OutputLine
-from vllamad.domain.view import WorkerView
+from vllamad.domain.view import DeviceView, WorkerView
 from vllamad.domain.worker import State
 
 
@@ -119,6 +122,8 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
         device_bytes=view.device_bytes,
         device=view.device,
         context_length=view.context_length,
+        reserved_bytes=view.reserved_bytes,
+        cache_tokens=view.cache_tokens,
         is_pinned=math.isinf(view.idle_s),
         start_time=timestamp(view.start_time),
     )
@@ -132,6 +137,59 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
     if view.error is not None:
         message.failure.CopyFrom(failure(view.error))
     return message
+
+
+def device(view: DeviceView) -> daemon_pb2.Device:
+    return daemon_pb2.Device(
+        name=view.name,
+        product=view.product,
+        kind=view.kind,
+        key=view.key,
+        total_bytes=view.total_bytes,
+        free_bytes=view.free_bytes,
+        usable_bytes=view.usable_bytes,
+        reserved_bytes=view.reserved_bytes,
+        holders=view.holders,
+        foreign_bytes=view.foreign_bytes,
+        giveable_bytes=view.giveable_bytes,
+        loading=view.loading,
+        temperature_c=view.temperature_c,
+        utilisation=view.utilisation,
+        problem=view.problem,
+    )
+
+
+def fit(one: Fit, rooms: Sequence[str], footprints: Mapping[int, Footprint]) -> models_pb2.FitModelResponse:
+    """``rooms`` are the names of the devices that ``one`` speaks of, by their places."""
+
+    def fittings(some: Sequence[Fitting]) -> list[models_pb2.Fitting]:
+        return [
+            models_pb2.Fitting(
+                devices=[rooms[place] for place in each.devices],
+                tokens=each.tokens or 0,
+                needed_bytes=each.needed_bytes,
+            )
+            for each in some
+        ]
+
+    return models_pb2.FitModelResponse(
+        sentence=one.sentence,
+        now=fittings(one.now),
+        empty=fittings(one.empty),
+        notes=one.notes,
+        footprints=[
+            models_pb2.Footprint(
+                devices=size,
+                weights_bytes=each.weights_bytes,
+                kv_bytes_per_token=each.kv_bytes_per_token,
+                activation_bytes=each.activation_bytes,
+                overhead_bytes=each.overhead_bytes,
+                host_bytes=each.host_bytes,
+                origin=each.origin.value,
+            )
+            for size, each in sorted(footprints.items())
+        ],
+    )
 
 
 def log_line(line: OutputLine, origin: str) -> workers_pb2.LogLine:

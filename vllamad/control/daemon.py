@@ -12,7 +12,8 @@ from vllama.control.v1 import daemon_pb2 as pb
 from vllama.control.v1 import daemon_pb2_grpc as pb_grpc
 from vllamad.control import convert
 from vllamad.control.interceptor import Context, unary
-from vllamad.domain.ports import DeviceReading, EngineVersion
+from vllamad.domain.ports import EngineVersion
+from vllamad.domain.view import DeviceView
 from vllamad.supervisor.supervisor import Decided, Supervisor
 
 
@@ -50,7 +51,8 @@ class DaemonStatus:
     free_bytes: int
     active: int
     waiting: int
-    devices: Sequence[DeviceReading]
+    devices: Sequence[DeviceView]
+    waits: Sequence[str]
     decisions: Sequence[Decided]
 
 
@@ -89,10 +91,8 @@ class DaemonService(pb_grpc.DaemonServicer):
             models=now.models,
             active_requests=now.active,
             waiting_requests=now.waiting,
-            devices=[
-                pb.Device(name=device.name, total_bytes=device.total_bytes, free_bytes=device.free_bytes)
-                for device in now.devices
-            ],
+            devices=[convert.device(device) for device in now.devices],
+            waits=now.waits,
             storage=pb.Storage(path=now.state_folder, models_bytes=now.models_bytes, free_bytes=now.free_bytes),
             decisions=[pb.Decision(time=convert.timestamp(one.time), text=one.text) for one in now.decisions],
         )

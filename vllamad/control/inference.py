@@ -32,7 +32,7 @@ from vllamad.domain.ports import Clock
 from vllamad.domain.view import WorkerView
 from vllamad.gate.gate import Gate
 from vllamad.models.catalog import Catalog
-from vllamad.models.loading import load_progress
+from vllamad.models.loading import CALLER, load_progress
 from vllamad.supervisor.lease import Lease, engine_died
 
 
@@ -56,7 +56,7 @@ class InferenceService(pb_grpc.InferenceServicer):
         idle_s = keep_alive_s(request.keep_alive) if request.HasField("keep_alive") else None
         async with AsyncExitStack() as held:
             views = _Latest()
-            waiting = self._gate.lease(model, keep_alive_s=idle_s, on_progress=views.put)
+            waiting = self._gate.lease(model, keep_alive_s=idle_s, caller=CALLER, on_progress=views.put)
             entering = asyncio.create_task(held.enter_async_context(waiting))
             try:
                 async for view in views.until(entering):

@@ -18,14 +18,16 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import NO_RECIPE
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
+from vllamad.models.sizing import Sizing
 
 
 class ModelsService(pb_grpc.ModelsServicer):
     """The models on disk."""
 
-    def __init__(self, catalog: Catalog, loading: Loading) -> None:
+    def __init__(self, catalog: Catalog, loading: Loading, sizing: Sizing) -> None:
         self._catalog = catalog
         self._loading = loading
+        self._sizing = sizing
 
     @unary
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -35,6 +37,11 @@ class ModelsService(pb_grpc.ModelsServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         model = self._catalog.resolve(request.name)
         return pb.GetModelResponse(model=convert.model(model, self._catalog.source_name(model)))
+
+    @unary
+    async def FitModel(self, request: pb.FitModelRequest, context: Context) -> pb.FitModelResponse:
+        explained = await self._sizing.fit(self._catalog.resolve(request.name))
+        return convert.fit(explained.fit, explained.devices, explained.footprints)
 
     @unary
     async def PullModel(self, request: pb.PullModelRequest, context: Context) -> pb.PullModelResponse:

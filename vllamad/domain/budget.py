@@ -12,6 +12,9 @@ from functools import cached_property
 
 from vllamad.domain.worker import Held
 
+CPU_KIND = "cpu"
+"""The kind of the machine's own memory where engines run on its processor."""
+
 HOST_KIND = "host"
 """The kind of the machine's own memory where engines run on GPUs: sleeping workers hold some, none is placed there."""
 
@@ -38,6 +41,10 @@ class Device:
     total_bytes: int
     kind: str = ""
     links: frozenset[int] = frozenset()
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.kind == CPU_KIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +81,23 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """Why nothing is given on a device now. ``is_lasting``: not before somebody repairs it."""
+
+    why: str
+    is_lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """A device as it was seen. ``own_bytes`` is what each holder was seen to use, where that can be told (by the
-    processes of its tree); one that is not named is taken to use all that it declared."""
+    processes of its tree); one that is not named is taken to use all that it declared. ``used_bytes`` None: it was not
+    seen. ``closed`` is why it gives nothing, None if it does."""
 
     index: int
-    used_bytes: int
+    used_bytes: int | None
     own_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    closed: Closed | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,8 @@ class Ledger:
     reservations: Mapping[str, Reservation] = field(default_factory=dict[str, Reservation])
     foreign: Mapping[int, int] = field(default_factory=dict[int, int])
     """Bytes that others were seen to hold, by index."""
+    closed: Mapping[int, Closed] = field(default_factory=dict[int, Closed])
+    """Devices on which nothing is given, by index."""
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -180,6 +199,21 @@ class Ledger:
 
     # --- what planners and observers do --------------------------------------------------------------------------
 
+    def abandon(self, holder: str, name: str) -> "Ledger":
+        """Its processes have ended and its memory was not seen to return: the holder goes on without it, and the bytes
+        stay quarantined under another name."""
+        mine = self.reservations[holder]
+        left = Reservation(name, mine.bytes_on, Held.LEAKED)
+        return self.without({holder})._with(left)
+
+    def with_device(self, device: Device) -> "Ledger":
+        """A device that was not there before, or is known better now."""
+        return replace(self, devices=dict(sorted({**self.devices, device.index: device}.items())))
+
+    def if_repaired(self) -> "Ledger":
+        """As if every device that is closed for the moment only gave again."""
+        return replace(self, closed={index: one for index, one in self.closed.items() if one.is_lasting})
+
     def promise(self, holder: str, full_on: Mapping[int, int]) -> "Ledger":
         """Set bytes aside, be they there yet or not."""
         return self._with(Reservation(holder, full_on, is_promise=True))
@@ -191,24 +225,32 @@ class Ledger:
     def observe(self, readings: Iterable[Observed]) -> "Ledger":
         """Take in what was seen. What a device has in use beyond its holders' share is foreign, also where a holder
         uses more than it declared: either way it cannot be given. A device that was not read keeps its last number."""
-        foreign = dict(self.foreign)
+        foreign, closed = dict(self.foreign), dict(self.closed)
         for seen in readings:
             if seen.index not in self.devices:
                 continue
-            ours = 0
-            for one in self.reservations.values():
-                declared = one.bytes_on.get(seen.index, 0)
-                # Memory of the leaked has no process to be seen by.
-                used = declared if one.held is Held.LEAKED else seen.own_bytes.get(one.holder, declared)
-                ours += 0 if one.is_promise else min(declared, used)
-            foreign[seen.index] = max(0, seen.used_bytes - ours)
-        return replace(self, foreign=foreign)
+            closed.pop(seen.index, None)
+            if seen.closed is not None:
+                closed[seen.index] = seen.closed
+            if seen.used_bytes is not None:
+                foreign[seen.index] = max(0, seen.used_bytes - self.ours(seen))
+        return replace(self, foreign=foreign, closed=closed)
+
+    def ours(self, seen: Observed) -> int:
+        """The part of a device's use that holders have declared."""
+        total = 0
+        for one in self.reservations.values():
+            declared = one.bytes_on.get(seen.index, 0)
+            # Memory of the leaked has no process to be seen by.
+            used = declared if one.held is Held.LEAKED else seen.own_bytes.get(one.holder, declared)
+            total += 0 if one.is_promise else min(declared, used)
+        return total
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     @cached_property
     def _budgets(self) -> Mapping[int, int]:
-        totals = {index: device.total_bytes for index, device in self.devices.items()}
+        totals = {index: 0 if index in self.closed else one.total_bytes for index, one in self.devices.items()}
         return {
             index: max(0, total - int(total * self.margin_share) - self.foreign.get(index, 0))
             for index, total in totals.items()
@@ -259,10 +301,11 @@ def open_ledger(devices: Iterable[Device], margin_share: float = MARGIN_SHARE) -
     return Ledger({one.index: one for one in sorted(devices, key=lambda one: one.index)}, margin_share)
 
 
-def foreign_news(before: Ledger, after: Ledger) -> list[str]:
-    """A sentence for each device on which others hold notably more or less than was seen before."""
+def foreign_news(before: Ledger, after: Ledger, among: Iterable[int] | None = None) -> list[str]:
+    """A sentence for each device (of ``among``) on which others hold notably more or less than was seen before."""
     news: list[str] = []
-    for index, device in after.devices.items():
+    for index in after.devices if among is None else among:
+        device = after.devices[index]
         was, now = before.foreign.get(index, 0), after.foreign.get(index, 0)
         if abs(now - was) >= NEWS_BYTES:
             left = f"{gib(after.free(index))} of {gib(device.total_bytes)} can be given"

@@ -1,7 +1,9 @@
 """How much memory a model needs (floor 1): always *per device*, for one number of devices. Estimated before the first
 load (``domain/estimate.py``), measured after each."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 
@@ -162,6 +164,14 @@ def with_measured(
         origin=Origin.MEASURED,
         notes=(),
     )
+
+
+def footprint_key(contents: str, engine_version: str, settings: EngineSettings, devices: int, device_kind: str) -> str:
+    """What a measurement is found again by: 32 hex digits. ``contents`` is the digest of the model's files,
+    ``device_kind`` the hardware (a GPU's name, "cpu")."""
+    parts = {"settings": asdict(settings), "devices": devices, "kind": device_kind}
+    text = f"{contents}\n{engine_version}\n{json.dumps(parts, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def share(count: int, ways: int) -> int:

@@ -161,6 +161,10 @@ class _Search:
     def never(self, stays: Collection[str]) -> str:
         if not self._demand.needs or not self.allowed:
             return "no device may be used for it"
+        if all(self._is_closed(index) for index in self.allowed):
+            return "; ".join(
+                f"{self._name(index)} is closed: {self._ledger.closed[index].why}" for index in self.allowed
+            )
         need = self._demand.needs[-1]
         lasting = self._lasting(stays)
         most = max(self.allowed, key=lambda index: (lasting.free(index), -index))
@@ -173,7 +177,7 @@ class _Search:
     def _lasting(self, stays: Collection[str]) -> Ledger:
         reservations = self._ledger.reservations.values()
         leaves = {one.holder for one in reservations if one.held is not Held.LEAKED and one.holder not in stays}
-        return self._ledger.without(leaves)
+        return self._ledger.without(leaves).if_repaired()
 
     # --- a place now ---------------------------------------------------------------------------------------------
 
@@ -289,7 +293,12 @@ class _Search:
         named = group or sorted(roomiest[:size])
         each = f"on each of {size} devices, " if size > 1 else ""
         free = ", ".join(f"{gib(self._ledger.free(index))} on {self._name(index)}" for index in named)
-        return f"needs {gib(least)} {each}free {free}" if each else f"needs {gib(least)}, free {free}"
+        text = f"needs {gib(least)} {each}free {free}" if each else f"needs {gib(least)}, free {free}"
+        shut = [f"{self._name(index)}: {self._ledger.closed[index].why}" for index in named if self._is_closed(index)]
+        return "; ".join([text, *shut])
+
+    def _is_closed(self, index: int) -> bool:
+        return index in self._ledger.closed
 
     def _links(self, index: int, group: Iterable[int]) -> int:
         return sum(1 for other in group if other in self._ledger.devices[index].links)

@@ -129,7 +129,7 @@ class _Round:
             text = "processes of its last engine do not end, and their memory is not free"
             self._refuse(model, queue, text)
         else:
-            self._find_place(model, queue, self._new_holder(model.key), model.demand, is_new=True)
+            self._find_place(model, queue, self._new_holder(model), model.demand, is_new=True)
 
     def _waking(self, holder: str) -> Demand:
         """What a sleeper needs to wake: the rest of its own place, on its own devices."""
@@ -242,7 +242,7 @@ class _Round:
             return
         found = place(model.demand, self._ledger, stays=self._stays)
         if isinstance(found, Placement) and self._over(self._ledger, is_new=True) <= 0:
-            self._start(model, len(self._queues.get(key, [])), self._new_holder(key), found, is_new=True)
+            self._start(model, len(self._queues.get(key, [])), self._new_holder(model), found, is_new=True)
 
     # --- counting and saying -------------------------------------------------------------------------------------
 
@@ -257,9 +257,10 @@ class _Round:
     def _too_many(self) -> str:
         return f"{len(self._load.ledger.reservations)} of {self._limits.max_loaded} models are loaded"
 
-    def _new_holder(self, key: str) -> str:
+    def _new_holder(self, model: Wanted) -> str:
+        """By the model's name, since people read it. One that was replaced on disk may still hold its own."""
         taken = self._ledger.reservations.keys() | self._workers.keys()
-        names = (key if number == 1 else f"{key}#{number}" for number in range(1, len(taken) + 2))
+        names = (model.name if number == 1 else f"{model.name}#{number}" for number in range(1, len(taken) + 2))
         return next(name for name in names if name not in taken)
 
     def _refuse(self, model: Wanted, queue: Sequence[Waiter], text: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from vllamad.domain.footprint import EngineSettings, Footprint
 from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
@@ -97,6 +98,10 @@ class Child(Protocol):
         """SIGKILL to the tree, reap it, and return when no process of it is left. Safe to call again."""
         ...
 
+    def pids(self) -> frozenset[int]:
+        """Living processes of the tree now. Blocking: call it in a thread."""
+        ...
+
     def memory_bytes(self) -> int:
         """Resident bytes of the whole tree now, shared pages counted once where the kernel tells (PSS), else RSS."""
         ...
@@ -125,6 +130,20 @@ class WorkerPlaces:
 
 
 @dataclass(frozen=True, slots=True)
+class EnginePlace:
+    """What one engine may use: ``devices`` are GPUs by their drivers' keys, none on CPU; ``share`` is the part of each
+    that it may take in all, and ``cache_bytes`` of that are for its cache (0: its own choice)."""
+
+    devices: tuple[str, ...] = ()
+    share: float = 0.0
+    cache_bytes: int = 0
+
+
+NO_PLACE = EnginePlace()
+"""On CPU, or wherever the engine wants."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadStep:
     """What the engine is doing while it loads; ``fraction`` is 0 to 1 by our reckoning of a usual load."""
 
@@ -143,6 +162,18 @@ class EngineVersion:
     device: str = ""
     problem: str = ""
     hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an engine said that it took while it loaded, on one device; 0 for what it did not say."""
+
+    weights_bytes: int = 0
+    cache_tokens: int = 0
+
+    def __or__(self, other: "Taken") -> "Taken":
+        """Both; what the other says wins."""
+        return Taken(other.weights_bytes or self.weights_bytes, other.cache_tokens or self.cache_tokens)
 
 
 class EngineStream(Protocol):
@@ -250,13 +281,21 @@ class Engine(Protocol):
         answered."""
         ...
 
-    def command(self, model: Model, places: WorkerPlaces) -> Command:
+    def memory_settings(self, model: Model) -> EngineSettings:
+        """What of its settings for a model changes how much memory it takes. Only after ``version()`` has answered."""
+        ...
+
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
         """The command line and environment that serve ``model`` on ``places.socket``. Raises ENGINE_START_FAILED if
         ``engine.python`` is known to be unusable."""
         ...
 
     def read_phase(self, line: str) -> LoadStep | None:
         """What a line of output says about the progress of loading; None for every other line."""
+        ...
+
+    def read_taken(self, line: str) -> Taken | None:
+        """What a line of output says about the memory that was taken; None for every other line."""
         ...
 
     def connect(self, socket: Path) -> EngineClient:
@@ -363,6 +402,18 @@ class Store(Protocol):
 
     def free_bytes(self) -> int:
         """Room on the disk that holds the store."""
+        ...
+
+
+class Footprints(Protocol):
+    """What models were seen to need. Synchronous: callers run it in a thread."""
+
+    def find(self, key: str) -> Footprint | None:
+        """What was measured under a key, or None."""
+        ...
+
+    def record(self, key: str, footprint: Footprint, *, model: str = "", engine_version: str = "") -> None:
+        """Keep a measurement, in place of an earlier one; names are for people."""
         ...
 
 

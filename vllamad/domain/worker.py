@@ -167,6 +167,11 @@ class WorkerRecord:
     held: Held = Held.NONE
 
     @property
+    def will_serve(self) -> bool:
+        """True if it serves, or is on its way there."""
+        return self.goal is Goal.RUN and self.state not in {State.STOPPED, State.FAILED}
+
+    @property
     def will_retry(self) -> bool:
         """True on the way down from a crash that another attempt follows."""
         return self.goal is Goal.RUN and self.cause is not None and not self.is_final

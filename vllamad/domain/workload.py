@@ -1,6 +1,6 @@
 """What the planner looks at and what it decides (floor 1): plain values, with no rule in them.
 
-A *holder* is a worker's name in the ledger: the model's key for its first worker, ``key#2`` and so on for replicas.
+A *holder* is a worker's name in the ledger: the model's name for its first worker, ``name#2`` and so on for replicas.
 Instants are monotonic seconds.
 """
 

@@ -5,14 +5,16 @@ environment comes in as a mapping.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.footprint import EngineSettings
 from vllamad.domain.model import Capability, Model
-from vllamad.domain.ports import Command, WorkerPlaces
+from vllamad.domain.ports import NO_PLACE, Command, EnginePlace, WorkerPlaces
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 """Unlike the ``vllm`` script it works for every distribution of vLLM; it never forks further API servers."""
@@ -28,6 +30,12 @@ ENGINE_SOCKET_NAME = 36
 
 CPU_MAX_NUM_BATCHED_TOKENS = 2048
 """The engine's default on CPU. What pays on a GPU would hold up everyone's next token for many seconds here."""
+
+MAX_NUM_SEQS: Mapping[str, int] = {"cuda": 1024, "cpu": 128}
+"""The engine's defaults for requests in one batch, by device: the larger one of those for GPUs."""
+
+SHARE_DIGITS = 4
+"""Of a share of a device's memory, rounded down: a ten-thousandth of 80 GiB is 8 MiB."""
 
 SHARED_CORES = 16
 """Up to so many cores the model runs inside the engine core on CPU, see ``_cpu_environment``."""
@@ -68,7 +76,6 @@ class EngineOptions:
     env_names: tuple[str, ...] = ()
     cpu_kv_bytes: int = 1024**3
     max_num_batched_tokens: int = 16384
-    gpu_memory_utilization: float = 0.90
     enforce_eager: bool | None = None
     cpu_count: int = 1
     has_bfloat16: bool = True
@@ -88,10 +95,15 @@ class ModelOptions:
 
 
 def build_command(
-    options: EngineOptions, chosen: ModelOptions, model: Model, places: WorkerPlaces, device: str
+    options: EngineOptions,
+    chosen: ModelOptions,
+    model: Model,
+    places: WorkerPlaces,
+    device: str,
+    place: EnginePlace = NO_PLACE,
 ) -> Command:
-    """The command that serves ``model`` on ``device`` ("cpu" or "cuda"). Raises ENGINE_START_FAILED if a socket's path
-    is longer than the kernel takes."""
+    """The command that serves ``model`` on ``device`` ("cpu" or "cuda"), on the GPUs of ``place``. Raises
+    ENGINE_START_FAILED if a socket's path is longer than the kernel takes."""
     _check_places(model, places)
     is_cpu = device == "cpu"
     argv = [str(options.python), "-m", ENTRY]
@@ -99,11 +111,11 @@ def build_command(
     argv += ["--served-model-name", *served_names(model)]
     argv += ["--disable-uvicorn-access-log", "--max-model-len", _max_model_len(chosen, model)]
     argv += _generate_flags(options, chosen, model, is_cpu=is_cpu) if _generates(model) else ["--runner", "pooling"]
-    argv += _device_flags(options, chosen, is_cpu=is_cpu)
+    argv += _device_flags(options, chosen, place, is_cpu=is_cpu)
     if chosen.max_num_seqs:
         argv += ["--max-num-seqs", str(chosen.max_num_seqs)]
     argv += chosen.args
-    environment = _environment(options, model, places, is_cpu=is_cpu, has_adapters=bool(chosen.adapter_rank))
+    environment = _environment(options, model, places, place, is_cpu=is_cpu, has_adapters=bool(chosen.adapter_rank))
     return Command(argv, environment, places.folder, model.name)
 
 
@@ -112,6 +124,56 @@ def identity_of(model: Model, chosen: ModelOptions) -> str:
     answers to any name."""
     parts = (model.path, model.tool_parser, model.reasoning_parser, _generates(model), model.recipe.quantize, chosen)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def memory_settings(options: EngineOptions, chosen: ModelOptions, model: Model, device: str) -> EngineSettings:
+    """What of all this changes how much memory the engine takes, ``chosen.args`` included."""
+    is_cpu = device == "cpu"
+    args = chosen.args
+    batched = int(_given(args, "--max-num-batched-tokens") or _max_num_batched_tokens(options, is_cpu=is_cpu))
+    return EngineSettings(
+        device=device,
+        dtype=_given(args, "--dtype") or _dtype(options, chosen, is_cpu=is_cpu),
+        kv_dtype=_given(args, "--kv-cache-dtype") or "auto",
+        quantize=_given(args, "--quantization") or model.recipe.quantize,
+        max_num_batched_tokens=batched or CPU_MAX_NUM_BATCHED_TOKENS,
+        max_num_seqs=int(_given(args, "--max-num-seqs") or chosen.max_num_seqs or MAX_NUM_SEQS[device]),
+        is_eager=_is_eager(options, is_cpu=is_cpu) or "--enforce-eager" in args,
+        adapters=ADAPTERS_AT_ONCE if chosen.adapter_rank else 0,
+        adapter_rank=_adapter_rank(chosen) if chosen.adapter_rank else 0,
+        has_bfloat16=options.has_bfloat16,
+    )
+
+
+def _given(args: Sequence[str], flag: str) -> str:
+    """The value that a flag was given last, as ``--flag value`` or ``--flag=value``; "" if it was not."""
+    found = ""
+    for position, argument in enumerate(args):
+        name, separator, value = argument.partition("=")
+        if name == flag:
+            found = value if separator else "".join(args[position + 1 : position + 2])
+    return found
+
+
+def _max_num_batched_tokens(options: EngineOptions, *, is_cpu: bool) -> int:
+    tokens = options.max_num_batched_tokens
+    return min(tokens, CPU_MAX_NUM_BATCHED_TOKENS) if is_cpu else tokens
+
+
+def _dtype(options: EngineOptions, chosen: ModelOptions, *, is_cpu: bool) -> str:
+    if is_cpu and (chosen.dtype or "auto") == "auto" and not options.has_bfloat16:
+        # Where the CPU cannot, the kernels fall back one multiplication at a time: 8 streams made 15 tokens/s in
+        # bfloat16 and 45 in float32 (AVX2, two cores).
+        return "float32"
+    return chosen.dtype or "auto"
+
+
+def _is_eager(options: EngineOptions, *, is_cpu: bool) -> bool:
+    return is_cpu if options.enforce_eager is None else options.enforce_eager
+
+
+def _adapter_rank(chosen: ModelOptions) -> int:
+    return next(rank for rank in ADAPTER_RANKS if rank >= chosen.adapter_rank)
 
 
 def served_names(model: Model) -> list[str]:
@@ -149,8 +211,8 @@ def _generate_flags(options: EngineOptions, chosen: ModelOptions, model: Model, 
         "--enable-per-request-metrics", "--enable-prompt-tokens-details",
         "--enable-chunked-prefill", "--enable-prefix-caching",
     ]  # fmt: skip
-    if tokens := options.max_num_batched_tokens:
-        flags += ["--max-num-batched-tokens", str(min(tokens, CPU_MAX_NUM_BATCHED_TOKENS) if is_cpu else tokens)]
+    if tokens := _max_num_batched_tokens(options, is_cpu=is_cpu):
+        flags += ["--max-num-batched-tokens", str(tokens)]
     if model.recipe.quantize:
         flags += ["--quantization", model.recipe.quantize]
     if model.tool_parser:
@@ -158,29 +220,32 @@ def _generate_flags(options: EngineOptions, chosen: ModelOptions, model: Model, 
     if model.reasoning_parser:
         flags += ["--reasoning-parser", model.reasoning_parser]
     if chosen.adapter_rank:
-        rank = next(rank for rank in ADAPTER_RANKS if rank >= chosen.adapter_rank)
-        flags += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(ADAPTERS_AT_ONCE)]
+        rank = str(_adapter_rank(chosen))
+        flags += ["--enable-lora", "--max-lora-rank", rank, "--max-loras", str(ADAPTERS_AT_ONCE)]
     return flags
 
 
-def _device_flags(options: EngineOptions, chosen: ModelOptions, *, is_cpu: bool) -> list[str]:
-    dtype = chosen.dtype or "auto"
-    if is_cpu and dtype == "auto" and not options.has_bfloat16:
-        # Where the CPU cannot, the kernels fall back one multiplication at a time: 8 streams made 15 tokens/s in
-        # bfloat16 and 45 in float32 (AVX2, two cores).
-        dtype = "float32"
-    flags = ["--dtype", dtype]
-    is_eager = is_cpu if options.enforce_eager is None else options.enforce_eager
-    if is_eager:
+def _device_flags(options: EngineOptions, chosen: ModelOptions, place: EnginePlace, *, is_cpu: bool) -> list[str]:
+    flags = ["--dtype", _dtype(options, chosen, is_cpu=is_cpu)]
+    if _is_eager(options, is_cpu=is_cpu):
         flags += ["--enforce-eager"]
     if is_cpu:
         # An absolute size: the engine's default takes a share of all memory of the machine.
         return [*flags, "--kv-cache-memory-bytes", str(options.cpu_kv_bytes)]
-    return [*flags, "--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    if len(place.devices) > 1:
+        flags += ["--tensor-parallel-size", str(len(place.devices))]
+    if place.cache_bytes:
+        # In bytes it wins over the share, and the engine does not measure what is free beside others.
+        flags += ["--kv-cache-memory-bytes", str(place.cache_bytes)]
+    if place.share:
+        # Still asked for then: the engine ends at once where less than this share is free (``request_memory``).
+        share = math.floor(place.share * 10**SHARE_DIGITS) / 10**SHARE_DIGITS
+        flags += ["--gpu-memory-utilization", str(share)]
+    return flags
 
 
 def _environment(
-    options: EngineOptions, model: Model, places: WorkerPlaces, *, is_cpu: bool, has_adapters: bool
+    options: EngineOptions, model: Model, places: WorkerPlaces, place: EnginePlace, *, is_cpu: bool, has_adapters: bool
 ) -> dict[str, str]:
     cache, folder = options.cache_folder, str(places.folder)
     ours = {
@@ -223,6 +288,10 @@ def _environment(
         ours["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if is_cpu:
         ours |= _cpu_environment(options)
+    if place.devices:
+        # By identifier, and instead of --device-ids: numbers move when a GPU is lost, and a GPU that an engine cannot
+        # see gets no stray context of its.
+        ours["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
     inherited = inherited_environment(options)
     # Names that were asked for win over ours as well.
     asked = {name: value for name, value in inherited.items() if name in options.env_names}

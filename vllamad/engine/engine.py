@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.footprint import EngineSettings
 from vllamad.domain.model import Model
-from vllamad.domain.ports import Command, EngineVersion, LoadStep, WorkerPlaces
+from vllamad.domain.ports import Command, EnginePlace, EngineVersion, LoadStep, Taken, WorkerPlaces
 from vllamad.engine.client import UdsEngineClient
 from vllamad.engine.command import (
     QUANTIZATIONS,
@@ -15,8 +16,10 @@ from vllamad.engine.command import (
     build_command,
     identity_of,
     inherited_environment,
+    memory_settings,
 )
 from vllamad.engine.phases import read_phase
+from vllamad.engine.taken import read_taken
 from vllamad.engine.version import EngineProbe
 
 
@@ -47,8 +50,16 @@ class VllmEngine:
         """See ``Engine.quantizations``."""
         return QUANTIZATIONS.get(self._probe.answer.device, ()) if self._probe.answer else ()
 
-    def command(self, model: Model, places: WorkerPlaces) -> Command:
+    def memory_settings(self, model: Model) -> EngineSettings:
+        """See ``Engine.memory_settings``. Raises ENGINE_START_FAILED if there is no usable engine."""
+        return memory_settings(self._options, self._for_model(model), model, self._usable(model).device)
+
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
         """See ``Engine.command``. ``version()`` has to have answered before: it tells what to run on."""
+        device = self._usable(model).device
+        return build_command(self._options, self._for_model(model), model, places, device, place)
+
+    def _usable(self, model: Model) -> EngineVersion:
         version = self._probe.answer
         if version is None:
             raise VllamaError(
@@ -65,11 +76,15 @@ class VllmEngine:
                 model=model.name,
                 python=version.python,
             )
-        return build_command(self._options, self._for_model(model), model, places, version.device)
+        return version
 
     def read_phase(self, line: str) -> LoadStep | None:
         """See ``Engine.read_phase``."""
         return read_phase(line)
+
+    def read_taken(self, line: str) -> Taken | None:
+        """See ``Engine.read_taken``."""
+        return read_taken(line)
 
     def connect(self, socket: Path) -> UdsEngineClient:
         """See ``Engine.connect``."""

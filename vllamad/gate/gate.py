@@ -1,11 +1,13 @@
 """Admission (floor 3): turns requests into leases on ready workers.
 
 A request waits here, with its headers unsent, until its model's worker is ready; so a failure still gets an honest
-status. The gate keeps the waiting requests, asks the scheduler what to do whenever anything changed, and carries the
+status. The gate keeps the waiting requests, asks the planner what to do whenever anything changed, and carries the
 answers to the supervisor. Everything but the waiting itself is synchronous.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,65 +15,94 @@ from dataclasses import dataclass, field
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
-from vllamad.domain.ports import Clock
-from vllamad.domain.scheduler import Grant, Refuse, Start, Stop, Waiting, plan
+from vllamad.domain.planning import plan
+from vllamad.domain.ports import Clock, Timer
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import State
+from vllamad.domain.workload import Grant, Limits, Refuse, Start, Stop, Wait, Waiter, Wanted, Workload
+from vllamad.host.logs import event
+from vllamad.models.sizing import Sizing
 from vllamad.supervisor.lease import Lease
+from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.supervisor import Supervisor
 from vllamad.supervisor.worker import WorkerHandle
+
+log = logging.getLogger("vllamad.gate")
+
+QUICK_LOOK_S = 0.002
+"""A look that takes longer is followed by a pause: with hundreds of requests waiting the loop has streams to serve too,
+and who waits for a model does not feel some milliseconds."""
+PAUSE_FACTOR = 4
+"""A look may take a fifth of the loop's time at most."""
+
+MAX_CALLERS = 10_000
+"""Of whom it is remembered when they were served last."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """``capacity`` models loaded at once; ``parallel`` leases per worker (0: no bound); ``queue`` waiting requests in
-    all; ``wait_s`` how long one waits; ``idle_s`` the keep-alive where neither request nor row says one."""
+    """``planner`` is what the planner goes by; ``wait_s`` how long one waits; ``idle_s`` the keep-alive where neither
+    request nor row says one."""
 
-    capacity: int = 1
-    parallel: int = 0
-    queue: int = 512
+    planner: Limits = field(default_factory=Limits)
     wait_s: float = 900.0
     idle_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRules:
-    """What the configuration says about one model."""
+    """What the configuration says about one model. A higher ``priority`` goes first."""
 
     idle_s: float
     is_pinned: bool = False
+    priority: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class _Waiter:
-    number: int
-    key: str
+class _Waiting:
+    """A request in the queue: the planner's picture of it, and who is to be told."""
+
+    waiter: Waiter
     model: Model
     keep_alive_s: float | None
-    since: float
     future: asyncio.Future[Lease]
-    on_progress: Callable[[WorkerView], None] | None = field(default=None)
+    on_progress: Callable[[WorkerView], None] | None
 
 
 class Gate:
     """Grants leases. ``rules_for`` gives what the configuration says about a model."""
 
     def __init__(
-        self, clock: Clock, supervisor: Supervisor, limits: GateLimits, rules_for: Callable[[Model], ModelRules]
+        self,
+        clock: Clock,
+        supervisor: Supervisor,
+        memory: DeviceMemory,
+        sizing: Sizing,
+        limits: GateLimits,
+        rules_for: Callable[[Model], ModelRules],
     ) -> None:
+        self.waits: dict[str, str] = {}
+        """Why those who wait now are waiting: a sentence for each model, by its name."""
         self._clock = clock
         self._supervisor = supervisor
+        self._memory = memory
+        self._sizing = sizing
         self._limits = limits
         self._rules_for = rules_for
-        self._waiting: dict[int, _Waiter] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._wanted: dict[str, Wanted] = {}
+        """Of every model that somebody waits for or that has a worker, by key."""
+        self._served_at: dict[tuple[str, str], float] = {}
         self._number = 0
+        self._arriving = 0
         self._active = 0
-        self._is_open = False
+        self._opened = asyncio.Event()
         self._is_closed = False
-        self._is_looking = False
-        self._look_again = False
+        self._next_look: asyncio.Handle | None = None
+        self._timer: Timer | None = None
         supervisor.on_change = self._worker_changed
         supervisor.count_waiting = self._count_waiting
+        memory.on_change = self._memory_changed
 
     @property
     def active(self) -> int:
@@ -81,7 +112,7 @@ class Gate:
     @property
     def waiting(self) -> int:
         """Requests that wait for one."""
-        return len(self._waiting)
+        return len(self._waiting) + self._arriving
 
     @asynccontextmanager
     async def lease(
@@ -89,19 +120,20 @@ class Gate:
         model: Model,
         *,
         keep_alive_s: float | None = None,
+        caller: str = "",
         on_progress: Callable[[WorkerView], None] | None = None,
     ) -> AsyncGenerator[Lease, None]:
         """Wait until ``model`` is ready and hold a lease on its worker for the body of the ``async with``.
 
         ``keep_alive_s``: how long the worker may stay idle afterwards (None: as it is set, or the default; inf: for
-        ever; 0: it leaves at once). ``on_progress`` is called with the worker's picture while it loads. Cancelling
-        takes the request out of the queue. Raises QUEUE_FULL, DRAINING, DEADLINE_EXCEEDED, WONT_FIT and what starting
-        the engine failed with.
+        ever; 0: it leaves at once). ``caller`` is whom the request is from: callers of a model take turns.
+        ``on_progress`` is called with the worker's picture while it loads. Cancelling takes the request out of the
+        queue. Raises QUEUE_FULL, DRAINING, DEADLINE_EXCEEDED, WONT_FIT and what starting the engine failed with.
         """
         arrived = self._clock.now()
-        lease = self._grant_at_once(model, keep_alive_s)
+        lease = self._grant_at_once(model, keep_alive_s, caller)
         if lease is None:
-            lease = await self._wait(model, keep_alive_s, on_progress)
+            lease = await self._wait(model, keep_alive_s, caller, on_progress)
         lease.load_ns = max(1, int((self._clock.now() - arrived) * 1e9))
         lease.waited_ns = lease.load_ns
         self._active += 1
@@ -113,149 +145,255 @@ class Gate:
 
     def set_keep_alive(self, model: Model, keep_alive_s: float) -> None:
         """Change a loaded model's keep-alive; 0 unloads it as soon as nobody uses it."""
-        handle = self._supervisor.of(model)
-        if handle is None:
-            return
-        handle.set_keep_alive(keep_alive_s)
+        for handle in self._supervisor.of(model):
+            handle.set_keep_alive(keep_alive_s)
 
     def open(self) -> None:
         """Begin to start workers. Until then requests are taken and wait: the daemon serves before it has looked at
-        its engine."""
-        self._is_open = True
-        self._look()
+        its engine and its devices."""
+        self._opened.set()
 
     def close(self) -> None:
         """Refuse everyone from now on, those who wait included."""
         self._is_closed = True
-        for waiter in list(self._waiting.values()):
-            self._fail(waiter, _draining(waiter.model))
+        self._opened.set()
+        for waiting in list(self._waiting.values()):
+            self._fail(waiting, _draining(waiting.model))
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
-    def _grant_at_once(self, model: Model, keep_alive_s: float | None) -> Lease | None:
-        """The common case without a queue: the worker is ready, and nobody waits for anything."""
+    def _grant_at_once(self, model: Model, keep_alive_s: float | None, caller: str) -> Lease | None:
+        """The common case without a queue: a worker is ready, and nobody waits for anything."""
         if self._waiting or self._is_closed:
             return None
-        handle = self._supervisor.of(model)
-        if handle is None or not handle.slot().takes_requests:
+        ready = [handle for handle in self._supervisor.of(model) if handle.takes_requests]
+        parallel = self._limits.planner.parallel
+        if parallel:
+            ready = [handle for handle in ready if handle.record.leases < parallel]
+        if not ready:
             return None
-        if self._limits.parallel and handle.record.leases >= self._limits.parallel:
-            return None
-        return handle.lease(model, keep_alive_s)
+        handle = min(ready, key=lambda one: (one.record.leases, one.holder))
+        lease = handle.lease(model, keep_alive_s)
+        self._note_served(handle.key, caller)
+        wanted = self._wanted.get(handle.key)
+        if wanted is not None and wanted.replicas > 1 and handle.record.leases >= self._limits.planner.crowd:
+            self._look()  # another replica may be due
+        return lease
 
     async def _wait(
-        self, model: Model, keep_alive_s: float | None, on_progress: Callable[[WorkerView], None] | None
+        self,
+        model: Model,
+        keep_alive_s: float | None,
+        caller: str,
+        on_progress: Callable[[WorkerView], None] | None,
     ) -> Lease:
+        self._number += 1
+        number, since = self._number, self._clock.now()
+        try:
+            async with asyncio.timeout(self._limits.wait_s):
+                wanted = await self._size(model)
+                priority = self._rules_for(model).priority
+                deadline = since + self._limits.wait_s
+                waiter = Waiter(number, wanted.key, since, deadline, caller, priority)
+                self._wanted[wanted.key] = wanted
+                return await self._queue(
+                    _Waiting(waiter, model, keep_alive_s, asyncio.get_running_loop().create_future(), on_progress)
+                )
+        except TimeoutError:
+            raise self._too_late(model) from None
+
+    async def _size(self, model: Model) -> Wanted:
+        """What the model needs; with a disk that has to be asked, or before the daemon knows its engine, that takes a
+        while."""
         if self._is_closed:
             raise _draining(model)
-        if len(self._waiting) >= self._limits.queue:
-            raise VllamaError(
-                Reason.QUEUE_FULL,
-                "server busy, please try again.  maximum pending requests exceeded",
-                "raise scheduler.max_queue, or ask less often",
-                waiting=len(self._waiting),
-                limit=self._limits.queue,
-            )
-        self._number += 1
-        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        key = self._supervisor.key(model)
-        waiter = _Waiter(self._number, key, model, keep_alive_s, self._clock.now(), future, on_progress)
-        self._waiting[waiter.number] = waiter
+        wanted = self._sizing.known(model) if self._opened.is_set() else None
+        if wanted is not None:
+            return wanted
+        if self._arriving >= self._limits.planner.queue:
+            raise self._queue_full(f"{self._arriving} requests wait for the daemon to be ready", 1)
+        self._arriving += 1
+        try:
+            await self._opened.wait()
+            if not self._is_closed:
+                wanted = await self._sizing.wanted(model)
+        finally:
+            self._arriving -= 1
+        if wanted is None or self._is_closed:
+            raise _draining(model)
+        return wanted
+
+    async def _queue(self, waiting: _Waiting) -> Lease:
+        self._waiting[waiting.waiter.number] = waiting
         is_taken = False
         try:
             self._look()
-            async with asyncio.timeout(self._limits.wait_s):
-                lease = await future
-                is_taken = True
-                return lease
-        except TimeoutError:
-            raise VllamaError(
-                Reason.DEADLINE_EXCEEDED,
-                f"cannot serve {model.name}: it was not ready within {self._limits.wait_s:.0f} s",
-                "see what it waits for: vllamactl status; or raise scheduler.load_wait",
-                model=model.name,
-            ) from None
+            lease = await waiting.future
+            is_taken = True
+            return lease
         finally:
             if not is_taken:
-                self._leave(waiter)
+                self._leave(waiting)
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiting: _Waiting) -> None:
         """A request goes without its lease: cancelled, out of time, or failed."""
-        self._waiting.pop(waiter.number, None)
-        if not waiter.future.cancel() and not waiter.future.cancelled() and waiter.future.exception() is None:
-            waiter.future.result().give_back()  # granted in the same turn of the loop in which it was cancelled
+        self._waiting.pop(waiting.waiter.number, None)
+        future = waiting.future
+        if not future.cancel() and not future.cancelled() and future.exception() is None:
+            future.result().give_back()  # granted in the same turn of the loop in which it was cancelled
         self._look()
 
-    def _fail(self, waiter: _Waiter, error: VllamaError) -> None:
-        self._waiting.pop(waiter.number, None)
-        if not waiter.future.done():
-            waiter.future.set_exception(error)
+    def _fail(self, waiting: _Waiting, error: VllamaError) -> None:
+        self._waiting.pop(waiting.waiter.number, None)
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
 
     # --- deciding ------------------------------------------------------------------------------------------------
 
     def _worker_changed(self, handle: WorkerHandle) -> None:
-        mine = [waiter for waiter in self._waiting.values() if waiter.key == handle.key]
+        mine = [waiting for waiting in self._waiting.values() if waiting.waiter.key == handle.key]
         if handle.state is State.FAILED and handle.error is not None:
-            for waiter in mine:
-                self._fail(waiter, handle.error)
+            if not any(other.record.will_serve for other in self._supervisor.with_key(handle.key)):
+                for waiting in mine:
+                    self._fail(waiting, handle.error)
         elif mine and handle.state in {State.STARTING, State.BACKOFF}:
             view = handle.view()
-            for waiter in mine:
-                if waiter.on_progress is not None:
-                    waiter.on_progress(view)
+            for waiting in mine:
+                if waiting.on_progress is not None:
+                    waiting.on_progress(view)
         if self._waiting:
             self._look()
 
-    def _look(self) -> None:
-        """Ask the scheduler and do what it says, until nothing more follows. Doing changes workers, which asks again:
-        the flag turns that recursion into a loop."""
-        self._look_again = True
-        if self._is_looking or not self._is_open:
+    def _memory_changed(self) -> None:
+        if self._waiting:
+            self._look()
+
+    def _look(self, pause_s: float = 0.0) -> None:
+        """Ask the planner in the loop's next turn: whatever happens in this one is looked at once."""
+        if self._next_look is not None or not self._opened.is_set():
             return
-        self._is_looking = True
-        try:
-            while self._look_again:
-                self._look_again = False
-                self._act()
-        finally:
-            self._is_looking = False
+        loop = asyncio.get_running_loop()
+        self._next_look = loop.call_later(pause_s, self._act) if pause_s else loop.call_soon(self._act)
 
     def _act(self) -> None:
-        queue = [Waiting(each.number, each.key, each.model.name, each.since) for each in self._waiting.values()]
-        slots = {handle.key: handle.slot() for handle in self._supervisor.handles()}
-        decisions = plan(queue, slots, self._limits.capacity, self._limits.parallel, self._clock.now())
-        for decision in decisions:
+        self._next_look = None
+        began = time.perf_counter()
+        handles = self._supervisor.handles()
+        self._forget({handle.key for handle in handles})
+        load = Workload(
+            waiting=tuple(waiting.waiter for waiting in self._waiting.values()),
+            workers={handle.holder: handle.picture() for handle in handles},
+            models=self._wanted,
+            ledger=self._memory.ledger,
+            limits=self._limits.planner,
+            served_at=self._served_at,
+        )
+        planned = plan(load, self._clock.now())
+        self.waits = {self._wanted[one.key].name: one.why for one in planned.decisions if isinstance(one, Wait)}
+        # Whatever the decisions change asks for another look, which is due in the next turn.
+        for decision in planned.decisions:
             match decision:
-                case Grant(number):
-                    self._grant(self._waiting.get(number))
-                case Start(key, why):
-                    self._start(key, why)
-                case Stop(key, why):
+                case Grant(number, holder):
+                    self._grant(number, holder)
+                case Start():
+                    self._start(decision)
+                case Stop(holder, why):
                     self._supervisor.decided(why)
-                    self._supervisor.stop(key)
-                case Refuse(number, reason, why):
-                    waiter = self._waiting.get(number)
-                    if waiter is not None:
-                        self._fail(waiter, VllamaError(reason, why, "stop one: vllamactl stop MODEL"))
+                    self._supervisor.stop(holder)
+                case Refuse():
+                    self._refuse(decision)
+                case Wait():
+                    pass
+        self._arm(planned.look_again_at)
+        took_s = time.perf_counter() - began
+        if took_s > QUICK_LOOK_S and self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+            self._look(PAUSE_FACTOR * took_s)
 
-    def _grant(self, waiter: _Waiter | None) -> None:
-        if waiter is None or waiter.future.done():
-            return
-        handle = self._supervisor.get(waiter.key)
-        if handle is None or not handle.slot().takes_requests:
-            return
-        self._waiting.pop(waiter.number, None)
-        waiter.future.set_result(handle.lease(waiter.model, waiter.keep_alive_s))
+    def _arm(self, look_again_at: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if look_again_at is not None and self._waiting:
+            self._timer = self._clock.call_at(look_again_at, self._look)
 
-    def _start(self, key: str, why: str) -> None:
-        waiter = next(each for each in self._waiting.values() if each.key == key)
-        rules = self._rules_for(waiter.model)
-        self._supervisor.decided(why)
-        idle_s = rules.idle_s if waiter.keep_alive_s is None else waiter.keep_alive_s
-        self._supervisor.start(waiter.model, idle_s, rules.is_pinned)
+    def _grant(self, number: int, holder: str) -> None:
+        waiting, handle = self._waiting.get(number), self._supervisor.get(holder)
+        if waiting is None or waiting.future.done() or handle is None or not handle.takes_requests:
+            return
+        del self._waiting[number]
+        self._note_served(handle.key, waiting.waiter.caller)
+        waiting.future.set_result(handle.lease(waiting.model, waiting.keep_alive_s))
+
+    def _start(self, decision: Start) -> None:
+        mine = [each for each in self._waiting.values() if each.waiter.key == decision.key]
+        if mine:
+            model, keep_alive_s = mine[0].model, mine[0].keep_alive_s
+        else:  # a replica, for those who are served already
+            model, keep_alive_s = self._supervisor.with_key(decision.key)[0].model, None
+        rules = self._rules_for(model)
+        self._supervisor.decided(decision.why)
+        refused = self._supervisor.start(
+            model,
+            decision.holder,
+            decision.placement,
+            idle_s=rules.idle_s if keep_alive_s is None else keep_alive_s,
+            load_cost_s=self._wanted[decision.key].load_cost_s,
+            is_pinned=rules.is_pinned,
+        )
+        if refused is not None:  # the planner reads the same ledger: this is a bug, and it must not be a silent one
+            event(log, logging.ERROR, "gate.start_refused", model=model.name, holder=decision.holder, why=refused.why)
+
+    def _refuse(self, decision: Refuse) -> None:
+        waiting = self._waiting.get(decision.number)
+        if waiting is None:
+            return
+        match decision.reason:
+            case Reason.QUEUE_FULL:
+                error = self._queue_full(decision.why, decision.retry_after_s)
+            case Reason.DEADLINE_EXCEEDED:
+                error = self._too_late(waiting.model)
+            case _:
+                problem = self._memory.problem
+                hint = f"the devices cannot be read: {problem}" if problem else "see what there is: vllamactl status"
+                error = VllamaError(decision.reason, decision.why, hint, model=waiting.model.name)
+        self._fail(waiting, error)
+
+    def _queue_full(self, why: str, retry_after_s: int) -> VllamaError:
+        return VllamaError(
+            Reason.QUEUE_FULL,
+            "server busy, please try again.  maximum pending requests exceeded",
+            f"{why.removeprefix('server busy: ')}; raise scheduler.max_queue, or ask less often",
+            waiting=self.waiting,
+            limit=self._limits.planner.queue,
+            retry_after_s=retry_after_s,
+        )
+
+    def _too_late(self, model: Model) -> VllamaError:
+        why = self.waits.get(model.name, "")
+        return VllamaError(
+            Reason.DEADLINE_EXCEEDED,
+            f"cannot serve {model.name}: it was not ready within {self._limits.wait_s:.0f} s",
+            f"{why or 'see what it waits for: vllamactl status'}; or raise scheduler.load_wait",
+            model=model.name,
+        )
+
+    # --- what is remembered --------------------------------------------------------------------------------------
+
+    def _note_served(self, key: str, caller: str) -> None:
+        self._served_at.pop((key, caller), None)
+        self._served_at[key, caller] = self._clock.now()
+        if len(self._served_at) > MAX_CALLERS:
+            del self._served_at[next(iter(self._served_at))]
+
+    def _forget(self, loaded: set[str]) -> None:
+        waited_for = {waiting.waiter.key for waiting in self._waiting.values()}
+        for key in self._wanted.keys() - loaded - waited_for:
+            del self._wanted[key]
 
     def _count_waiting(self, key: str) -> int:
-        return sum(1 for each in self._waiting.values() if each.key == key)
+        return sum(1 for each in self._waiting.values() if each.waiter.key == key)
 
 
 def _draining(model: Model) -> VllamaError:

@@ -60,7 +60,9 @@ class Audio:
                 raise VllamaError(Reason.INVALID_REQUEST, "model is required", field="model")
             call.model = name
             model = self._services.catalog.resolve(name)
-            async with self._services.gate.lease(model, keep_alive_s=keep_alive_of(request)) as lease:
+            async with self._services.gate.lease(
+                model, keep_alive_s=keep_alive_of(request), caller=call.caller
+            ) as lease:
                 call.waited_ms = lease.waited_ns / 1e6
                 body = _Body(waiting, rest)
                 try:

@@ -57,7 +57,7 @@ class Embeddings:
         options = read_options(options_with(model, asked.options))
         if asked.inputs:
             ollama_embed.check_embed(asked, model)
-        async with self._services.gate.lease(model, keep_alive_s=asked.keep_alive_s) as lease:
+        async with self._services.gate.lease(model, keep_alive_s=asked.keep_alive_s, caller=call.caller) as lease:
             call.waited_ms = lease.waited_ns / 1e6
             limit = ollama_embed.input_limit(options.num_ctx, lease.context_length)
             try:

@@ -127,7 +127,7 @@ class Inference:
 
     async def _load(self, asked: Asked, model: Model, empty: dict[str, Any], call: Call) -> web.Response:
         """Returns when the model is ready."""
-        async with self._services.gate.lease(model, keep_alive_s=asked.keep_alive_s) as lease:
+        async with self._services.gate.lease(model, keep_alive_s=asked.keep_alive_s, caller=call.caller) as lease:
             call.waited_ms = lease.waited_ns / 1e6
         return self._empty_answer(asked, empty, "load")
 
@@ -139,7 +139,9 @@ class Inference:
     # --- generating ----------------------------------------------------------------------------------------------
 
     async def _generate(self, request: web.Request, call: Call, job: _Job) -> web.StreamResponse:
-        async with self._services.gate.lease(job.model, keep_alive_s=job.asked.keep_alive_s) as lease:
+        async with self._services.gate.lease(
+            job.model, keep_alive_s=job.asked.keep_alive_s, caller=call.caller
+        ) as lease:
             call.waited_ms = lease.waited_ns / 1e6
             if job.asked.stream:
                 call.error_type = PLAIN_JSON  # as Ollama, once the scheduler let a streamed request through

@@ -59,7 +59,7 @@ class Passing:
         if asked.addresses:
             await self._bring(asked)
         keep_alive_s = keep_alive_of(request) if asked.keep_alive_s is None else asked.keep_alive_s
-        async with self._services.gate.lease(model, keep_alive_s=keep_alive_s) as lease:
+        async with self._services.gate.lease(model, keep_alive_s=keep_alive_s, caller=call.caller) as lease:
             call.waited_ms = lease.waited_ns / 1e6
             data = await self._bodies.work(size, partial(body_for, asked, model, wire, lease.context_length))
             asked = Asked(asked.model, {}, b"")  # a large body is not kept for as long as its answer takes

@@ -5,7 +5,6 @@ memory; anything else is another entry. Nothing depends on it: a file that is lo
 is said once in the log and begun anew.
 """
 
-import hashlib
 import json
 import logging
 import threading
@@ -14,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from vllamad.domain.footprint import EngineSettings, Footprint, Origin, Window
+from vllamad.domain.footprint import Footprint, Origin, Window
 from vllamad.hub.solid import make_folder, sync_folder, write_whole
 
 log = logging.getLogger(__name__)
@@ -22,14 +21,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 MOST = 500
 """Entries that are kept, some 600 bytes each; the ones that were written longest ago go first."""
-
-
-def footprint_key(contents: str, engine_version: str, settings: EngineSettings, devices: int, device_kind: str) -> str:
-    """What a measurement is found again by: 32 hex digits. ``contents`` is the digest of the model's files,
-    ``device_kind`` the hardware (a GPU's name, "cpu")."""
-    parts = {"settings": asdict(settings), "devices": devices, "kind": device_kind}
-    text = f"{contents}\n{engine_version}\n{json.dumps(parts, sort_keys=True)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class FootprintStore:

@@ -10,6 +10,10 @@ from vllamad.gate.gate import Gate
 from vllamad.models.catalog import Catalog
 from vllamad.operations.registry import Operations, Report
 from vllamad.supervisor.supervisor import Supervisor
+from vllamad.supervisor.worker import WorkerHandle
+
+CALLER = "vllamactl"
+"""Whom loads by hand are from, among the callers of a model."""
 
 AT_REST = frozenset({State.STOPPED, State.FAILED})
 
@@ -36,9 +40,9 @@ class Loading:
         model = self._catalog.resolve(name)
 
         async def work(report: Report) -> None:
-            report(Progress("waiting for a slot"))
+            report(Progress("waiting for a place"))
             async with self._gate.lease(
-                model, keep_alive_s=keep_alive_s, on_progress=lambda view: report(load_progress(view))
+                model, keep_alive_s=keep_alive_s, caller=CALLER, on_progress=lambda view: report(load_progress(view))
             ):
                 report(Progress("ready", fraction=1.0))
 
@@ -60,11 +64,12 @@ class Loading:
         model = self._catalog.resolve_own(name)
         if self._sharers(model):
             return await self._catalog.remove(name)
-        handle = self._supervisor.of(model)
-        if handle is not None and handle.state not in AT_REST and not force:
+        handles = [handle for handle in self._supervisor.of(model) if handle.state not in AT_REST]
+        if handles and not force:
+            leases = sum(handle.record.leases for handle in handles)
             raise VllamaError(
                 Reason.MODEL_IN_USE,
-                f"cannot remove {model.name}: it is loaded ({handle.record.leases} requests)",
+                f"cannot remove {model.name}: it is loaded ({leases} requests)",
                 f"stop it first (vllamactl stop {model.name}), or use --force",
                 model=model.name,
             )
@@ -85,7 +90,7 @@ class Loading:
             elif handle.state not in AT_REST and handle.record.goal is Goal.RUN:
                 why = "no model is served this way any more (replaced, removed, or with adapters now)"
                 self._supervisor.decided(f"stop {handle.model.name}: {why}")
-                self._supervisor.stop(handle.key)
+                self._supervisor.stop(handle.holder)
 
     def _sharers(self, model: Model) -> list[Model]:
         """Other models that the same worker serves."""
@@ -94,33 +99,30 @@ class Loading:
         return [other for other in others if self._supervisor.key(other) == key]
 
     async def unload(self, model: Model, force: bool) -> None:
-        """Return when the worker is at rest; raises INTERNAL if its processes cannot be ended."""
-        key = self._supervisor.key(model)
-        handle = self._supervisor.get(key)
-        if handle is None:
-            return
-        if force:
-            handle.drain_within(0.0)
-        self._supervisor.stop(key)
+        """Return when every worker of it is at rest; raises INTERNAL if processes cannot be ended."""
+        handles = self._supervisor.of(model)
+        lives = [(handle, handle.record.incarnation) for handle in handles]
+        for handle in handles:
+            if force:
+                handle.drain_within(0.0)
+            self._supervisor.stop(handle.holder)
+        for handle, incarnation in lives:
+            await self._supervisor.wait_until(lambda of=handle, life=incarnation: _is_over(of, life))
+            if handle.record.incarnation != incarnation:
+                continue
+            if handle.error is not None:
+                raise handle.error
+            if handle.state is State.READY:
+                raise VllamaError(
+                    Reason.MODEL_IN_USE,
+                    f"cannot unload {model.name}: requests came for it before it was down",
+                    "stop its clients, or use --force",
+                    model=model.name,
+                )
 
-        incarnation = handle.record.incarnation
 
-        def is_over() -> bool:
-            now = self._supervisor.get(key)
-            if now is None or now.state in AT_REST or now.record.incarnation != incarnation:
-                return True
-            return now.state is State.READY and now.record.goal is Goal.RUN
-
-        await self._supervisor.wait_until(is_over)
-        left = self._supervisor.get(key)
-        if left is None or left.record.incarnation != incarnation:
-            return
-        if left.error is not None:
-            raise left.error
-        if left.state is State.READY:
-            raise VllamaError(
-                Reason.MODEL_IN_USE,
-                f"cannot unload {model.name}: requests came for it before it was down",
-                "stop its clients, or use --force",
-                model=model.name,
-            )
+def _is_over(handle: WorkerHandle, incarnation: int) -> bool:
+    """True if this life of a worker has ended, or will not: somebody wants it again."""
+    if handle.state in AT_REST or handle.record.incarnation != incarnation:
+        return True
+    return handle.state is State.READY and handle.record.goal is Goal.RUN

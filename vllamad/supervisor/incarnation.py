@@ -18,8 +18,18 @@ from typing import Protocol
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
-from vllamad.domain.ports import Child, Clock, DeviceProbe, Engine, EngineClient, Launcher, WorkerPlaces
+from vllamad.domain.ports import (
+    Child,
+    Clock,
+    Engine,
+    EngineClient,
+    EnginePlace,
+    Launcher,
+    Taken,
+    WorkerPlaces,
+)
 from vllamad.domain.worker import Kind
+from vllamad.supervisor.memory import DeviceMemory
 
 log = logging.getLogger("vllamad.worker")
 
@@ -34,9 +44,6 @@ READY_MEASURE_INTERVAL_S = 30.0
 STABLE_S = 60.0
 """A worker that served this long is no longer suspected: its crashes are forgotten."""
 MEMORY_POLL_S = 0.25
-MEMORY_SLACK_BYTES = 512 << 20
-"""A device counts as given back when its free memory is this close to what it was before the start; drivers keep a
-little for themselves."""
 
 
 Work = Callable[[], Coroutine[object, object, None]]
@@ -49,10 +56,8 @@ class World:
     clock: Clock
     engine: Engine
     launcher: Launcher
-    device_probe: DeviceProbe
-    """Asked whether memory has returned; on CPU the end of the processes is the end of their memory."""
-    device: Callable[[], str]
-    """What the engine runs on, "cpu" or "cuda"; known once the engine was looked at."""
+    memory: DeviceMemory
+    """Asked whether memory has returned."""
     spawn_task: Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
@@ -71,28 +76,47 @@ class Owner(Protocol):
         """The engine wrote a line."""
         ...
 
+    async def measured(self) -> None:
+        """What it holds was measured anew."""
+        ...
+
 
 class Incarnation:
-    """One life, from ``start`` to ``release``. ``number`` tells it from the lives before and after."""
+    """One life, from ``start`` to ``release``. ``number`` tells it from the lives before and after; ``holder`` is whose
+    reservation it lives on."""
 
-    def __init__(self, number: int, name: str, model: Model, folder: Path, world: World, owner: Owner) -> None:
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        model: Model,
+        holder: str,
+        place: EnginePlace,
+        folder: Path,
+        world: World,
+        owner: Owner,
+    ) -> None:
         self.number = number
         self.context_length = 0
+        self.pids: frozenset[int] = frozenset()
         self.memory_bytes = 0
-        """Resident memory of the tree, as it was measured last."""
+        """Resident memory of the tree, as it was measured last; its processes were ``pids`` then."""
         self.device_bytes = 0
-        """What the devices' free memory has shrunk by since before the start; 0 on CPU."""
+        """What it was seen to hold on GPUs; 0 on CPU, and where the driver does not tell by process."""
+        self.taken = Taken()
+        """What the engine said that it took."""
         self.client: EngineClient | None = None
         self.spawned_at = world.clock.now()
         # Socket paths are limited to 107 bytes: the folder's name is short and says nothing.
         self._places = WorkerPlaces(folder / "s", folder)
         self._name = name
         self._model = model
+        self._holder = holder
+        self._place = place
         self._world = world
         self._owner = owner
         self._child: Child | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._free_before: dict[str, int] = {}
         self._is_asking = False
         self._measure = asyncio.Event()
 
@@ -100,6 +124,10 @@ class Incarnation:
     def pid(self) -> int:
         """The engine's leader; 0 if none was started."""
         return self._child.pid if self._child is not None else 0
+
+    def look_for_pids(self) -> frozenset[int]:
+        """Its processes now. Blocking."""
+        return self._child.pids() if self._child is not None else frozenset()
 
     @property
     def is_suspect(self) -> bool:
@@ -111,7 +139,7 @@ class Incarnation:
         try:
             shutil.rmtree(self._places.folder, ignore_errors=True)
             self._places.folder.mkdir(mode=0o700, parents=True)
-            command = self._world.engine.command(self._model, self._places)
+            command = self._world.engine.command(self._model, self._places, self._place)
             self._child = self._world.launcher.spawn(command, self._owner.said)
         except (VllamaError, OSError) as error:
             reason = error.reason if isinstance(error, VllamaError) else Reason.ENGINE_START_FAILED
@@ -119,8 +147,6 @@ class Incarnation:
             asyncio.get_running_loop().call_soon(self._tell, Kind.SPAWN_FAILED, reason, str(error))
             return
         self.client = self._world.engine.connect(self._places.socket)
-        if self._world.device() == "cuda":
-            self._run(self._note_free_memory, "probe")
         self._run(partial(self._watch_exit, self._child), "exit")
         self._run(partial(self._watch_health, self.client), "health")
         self._run(partial(self._watch_memory, self._child), "memory")
@@ -179,11 +205,12 @@ class Incarnation:
         while True:
             interval_s = READY_MEASURE_INTERVAL_S if self.context_length else LOADING_MEASURE_INTERVAL_S
             self._measure.clear()
+            self.pids = await asyncio.to_thread(child.pids)
             self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
-            if self._free_before:
-                readings = await self._world.device_probe.read()
-                now = {one.key: one.free_bytes for one in readings if one.is_healthy}
-                self.device_bytes = sum(max(0, free - now.get(key, free)) for key, free in self._free_before.items())
+            if self._place.devices:
+                await self._world.memory.refresh()
+                self.device_bytes = self._world.memory.own_bytes(self._holder)
+            await self._owner.measured()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._measure.wait()
@@ -208,25 +235,10 @@ class Incarnation:
         if self.client is not None:
             await self.client.close()
         await asyncio.to_thread(shutil.rmtree, self._places.folder, ignore_errors=True)
-        if self._world.device() == "cuda":
-            await self._wait_for_free_memory()
-        self._tell(Kind.MEMORY_BACK)
-
-    async def _note_free_memory(self) -> None:
-        # The engine needs seconds to its first allocation, so this reading is of the time before it.
-        readings = await self._world.device_probe.read()
-        self._free_before = {one.key: one.free_bytes for one in readings if one.is_healthy}
-
-    async def _wait_for_free_memory(self) -> None:
-        """Drivers give memory back a while after the process has gone. The deadline of RELEASING bounds the wait: then
-        this life is abandoned."""
-        while True:
-            readings = await self._world.device_probe.read()
-            # A GPU that was lost has nothing to give back; one whose driver is silent has not shown that it did.
-            held = [one for one in readings if not one.reason.startswith("lost")]
-            if all(one.free_bytes + MEMORY_SLACK_BYTES >= self._free_before.get(one.key, 0) for one in held):
-                return
+        # Drivers give memory back a while after the process has gone. The deadline of RELEASING bounds the wait.
+        while not await self._world.memory.has_returned(self._holder):  # noqa: ASYNC110 - drivers do not tell
             await asyncio.sleep(MEMORY_POLL_S)
+        self._tell(Kind.MEMORY_BACK)
 
     # --- the worker boundary -------------------------------------------------------------------------------------
 

@@ -1,25 +1,29 @@
-"""The set of workers (floor 3): makes the scheduler's decisions true, and ends everything in order.
+"""The set of workers (floor 3): makes the planner's decisions true, and ends everything in order.
 
-Workers are known by what their engine depends on (``Engine.identity``), so models that are served alike share one. A
-worker that came to rest with nothing left to tell (STOPPED) is forgotten; one
-that FAILED stays, with its cause, until it is started or stopped again.
+What a worker serves is known by what its engine depends on (``Engine.identity``, its *key*), so models that are served
+alike share one; a model may have several, which differ by their *holder*, their name in the ledger. A worker that came
+to rest with nothing left to tell (STOPPED) is forgotten; one that FAILED stays, with its cause, until it is started or
+stopped again.
 """
 
 import asyncio
 import logging
 import shutil
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllamad.domain.budget import Refused
 from vllamad.domain.model import Model
-from vllamad.domain.ports import Clock, DeviceProbe, Engine, Launcher
+from vllamad.domain.placement import Placement
+from vllamad.domain.ports import Clock, Engine, Launcher
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import Kind, State
 from vllamad.host.logs import event
 from vllamad.supervisor.incarnation import World
 from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.worker import WorkerDeps, WorkerHandle, WritableRing
 
 log = logging.getLogger("vllamad.supervisor")
@@ -39,24 +43,25 @@ class Decided:
 
 class Supervisor:
     """Owns every WorkerHandle. ``on_change`` is called, synchronously, after every change of any worker;
-    ``count_waiting`` tells how many requests wait for a model. The gate sets both."""
+    ``on_measured`` when a ready one was measured; ``count_waiting`` tells how many requests wait for a model."""
 
     def __init__(
         self,
         clock: Clock,
         engine: Engine,
         launcher: Launcher,
-        device_probe: DeviceProbe,
-        device: Callable[[], str],
+        memory: DeviceMemory,
         folder: Path,
         limits: WorkerLimits,
         new_ring: Callable[[], WritableRing],
     ) -> None:
         self.on_change: Callable[[WorkerHandle], None] = lambda _handle: None
+        self.on_measured: Callable[[WorkerHandle], Awaitable[None]] = _ignored
         self.count_waiting: Callable[[str], int] = lambda _key: 0
         self.decisions: deque[Decided] = deque(maxlen=KEPT_DECISIONS)
         self._clock = clock
         self._engine = engine
+        self._memory = memory
         self._folder = folder
         self._new_ring = new_ring
         self._handles: dict[str, WorkerHandle] = {}
@@ -64,8 +69,17 @@ class Supervisor:
         self._numbers = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._next_change = asyncio.Event()
-        world = World(clock, engine, launcher, device_probe, device, self._spawn_task)
-        self._deps = WorkerDeps(world, folder, limits, self._changed, lambda key: self.count_waiting(key))
+        self._deps = WorkerDeps(
+            World(clock, engine, launcher, memory, self._spawn_task),
+            memory,
+            folder,
+            limits,
+            self._changed,
+            lambda handle: self.on_measured(handle),
+            lambda key: self.count_waiting(key),
+        )
+        memory.own_use = lambda: [handle.own_use() for handle in self._handles.values()]
+        memory.tell = self.decided
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -106,23 +120,38 @@ class Supervisor:
 
     # --- decisions -----------------------------------------------------------------------------------------------
 
-    def start(self, model: Model, idle_s: float, is_pinned: bool = False) -> WorkerHandle:
-        """Want a model's worker to run, whatever state it is in."""
+    def start(
+        self,
+        model: Model,
+        holder: str,
+        placement: Placement | None,
+        *,
+        idle_s: float,
+        load_cost_s: float = 0.0,
+        is_pinned: bool = False,
+    ) -> Refused | None:
+        """Want a worker to run: on a new placement, or where it is (None). Returns why its bytes are not to be had;
+        nothing has changed then."""
         key = self.key(model)
-        handle = self._handles.get(key)
+        handle = self._handles.get(holder)
+        if handle is not None and handle.key != key and handle.state is State.FAILED:
+            handle = None  # the failure of what had this name before; its memory is returned, or named otherwise
         if handle is None:
             self._numbers += 1
-            handle = WorkerHandle(key, model, self._numbers, self._deps, self._ring(key), idle_s)
-            self._handles[key] = handle
+            handle = WorkerHandle(holder, key, model, self._numbers, self._deps, self._ring(key), idle_s)
+            self._handles[holder] = handle
         elif handle.state in {State.STOPPED, State.FAILED, State.BACKOFF}:
             handle.model = model  # the name that it was started for last
         handle.is_pinned = is_pinned
-        handle.post(Kind.START)
-        return handle
+        handle.load_cost_s = handle.load_cost_s or load_cost_s
+        refused = handle.start(placement)
+        if refused is not None and handle.state is State.STOPPED:
+            del self._handles[holder]
+        return refused
 
-    def stop(self, key: str) -> None:
-        """Want a model's worker gone; leases that are out finish first."""
-        handle = self._handles.get(key)
+    def stop(self, holder: str) -> None:
+        """Want a worker gone; leases that are out finish first."""
+        handle = self._handles.get(holder)
         if handle is not None:
             handle.post(Kind.STOP)
 
@@ -137,12 +166,16 @@ class Supervisor:
         """The key of the worker that serves a model, whether there is one or not."""
         return self._engine.identity(model)
 
-    def get(self, key: str) -> WorkerHandle | None:
-        return self._handles.get(key)
+    def get(self, holder: str) -> WorkerHandle | None:
+        return self._handles.get(holder)
 
-    def of(self, model: Model) -> WorkerHandle | None:
-        """The worker that serves a model now."""
-        return self._handles.get(self.key(model))
+    def of(self, model: Model) -> list[WorkerHandle]:
+        """The workers that serve a model now."""
+        return self.with_key(self.key(model))
+
+    def with_key(self, key: str) -> list[WorkerHandle]:
+        """The same by what they serve."""
+        return [handle for handle in self._handles.values() if handle.key == key]
 
     def handles(self) -> list[WorkerHandle]:
         return list(self._handles.values())
@@ -163,7 +196,7 @@ class Supervisor:
         for old in list(self._rings):
             if len(self._rings) <= KEPT_RINGS:
                 break
-            if old not in self._handles and old != key:
+            if old != key and not self.with_key(old):
                 del self._rings[old]
         return ring
 
@@ -178,8 +211,12 @@ class Supervisor:
 
     def _changed(self, handle: WorkerHandle) -> None:
         self.on_change(handle)
-        if handle.state is State.STOPPED and self._handles.get(handle.key) is handle:
+        if handle.state is State.STOPPED and self._handles.get(handle.holder) is handle:
             # What is wanted again was started anew by on_change; then it is not STOPPED any more.
-            del self._handles[handle.key]
+            del self._handles[handle.holder]
         woken, self._next_change = self._next_change, asyncio.Event()
         woken.set()
+
+
+async def _ignored(_handle: WorkerHandle) -> None:
+    """Nobody wants to know."""

@@ -8,22 +8,24 @@ and writing.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vllama.reasons import Reason
+from vllamad.domain.budget import Refused
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
-from vllamad.domain.ports import LoadStep, OutputRing, Timer
-from vllamad.domain.scheduler import Slot
+from vllamad.domain.placement import Placement
+from vllamad.domain.ports import EnginePlace, LoadStep, OutputRing, Taken, Timer
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import (
     WITH_PROCESS,
     Deadline,
     Effect,
     Event,
+    Held,
     IllegalTransition,
     Kind,
     State,
@@ -31,15 +33,23 @@ from vllamad.domain.worker import (
     deadline_of,
     step,
 )
+from vllamad.domain.workload import Worker
 from vllamad.host.logs import event
 from vllamad.supervisor.failure import LAST_LINES, load_failed
 from vllamad.supervisor.idle import IdleTimer
 from vllamad.supervisor.incarnation import Incarnation, World
 from vllamad.supervisor.lease import Lease, engine_died
 from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.memory import DeviceMemory, OwnUse
 
 log = logging.getLogger("vllamad.worker")
 engine_log = logging.getLogger("vllamad.engine")
+
+RETRY_LOAD_S = 1.0
+"""How soon a crashed worker that found its device loading somebody else asks again."""
+
+GAP_WEIGHT = 0.3
+"""Of the newest gap between two requests in their usual gap: a handful of them makes it."""
 
 
 class WritableRing(OutputRing, Protocol):
@@ -53,12 +63,14 @@ class WritableRing(OutputRing, Protocol):
 @dataclass(frozen=True, slots=True)
 class WorkerDeps:
     """What a worker needs. ``folder`` is where its incarnations get folders of their own; ``on_change`` is called,
-    synchronously, after every change."""
+    synchronously, after every change, ``on_measured`` when a ready one was measured."""
 
     world: World
+    memory: DeviceMemory
     folder: Path
     limits: WorkerLimits
     on_change: Callable[["WorkerHandle"], None]
+    on_measured: Callable[["WorkerHandle"], Awaitable[None]]
     count_waiting: Callable[[str], int]
     """How many requests wait for the model with this key."""
 
@@ -67,10 +79,12 @@ class WorkerHandle:
     """The one owner of one worker's record."""
 
     def __init__(
-        self, key: str, model: Model, number: int, deps: WorkerDeps, ring: WritableRing, idle_s: float
+        self, holder: str, key: str, model: Model, number: int, deps: WorkerDeps, ring: WritableRing, idle_s: float
     ) -> None:
+        self.holder = holder
+        """Its name in the ledger."""
         self.key = key
-        """What it is known by; see ``Engine.identity``."""
+        """What it serves; see ``Engine.identity``. Replicas share it."""
         self.model = model
         """The model that it was started for; others may share it."""
         self.name = f"workers/{model.ref.slug}-{number}"
@@ -79,6 +93,10 @@ class WorkerHandle:
         self.error: VllamaError | None = None
         """Why it is in BACKOFF or FAILED."""
         self.is_pinned = False
+        self.placement: Placement | None = None
+        """Where it was placed last; means nothing while it holds no memory."""
+        self.load_cost_s = 0.0
+        """What a load takes: as it was measured, else as it was estimated."""
         self._clock = deps.world.clock
         self._deps = deps
         self._number = number
@@ -93,6 +111,11 @@ class WorkerHandle:
         """What the current life died of, in words: the first that was told."""
         self._is_hurried = False
         self._drain_s: float | None = None
+        self._is_unreturned = False
+        """Its last life has ended without its memory being seen to return."""
+        self._ready_since = 0.0
+        self._asked_at: float | None = None
+        self._gap_s = 0.0
 
     # --- what others ask -----------------------------------------------------------------------------------------
 
@@ -100,21 +123,57 @@ class WorkerHandle:
     def state(self) -> State:
         return self.record.state
 
-    def slot(self) -> Slot:
-        """The scheduler's picture of this worker."""
+    @property
+    def takes_requests(self) -> bool:
+        return self.picture().takes_requests
+
+    @property
+    def load_s(self) -> float:
+        """What its last load took; 0 if it was never loaded."""
+        return self._load_s
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of its processes, as it was measured last."""
+        return self._life.memory_bytes if self._life else 0
+
+    @property
+    def device_bytes(self) -> int:
+        """What it was last seen to hold on GPUs; 0 on CPU, and where the driver does not tell."""
+        return self._life.device_bytes if self._life else 0
+
+    @property
+    def taken(self) -> Taken:
+        """What its engine said that it took."""
+        return self._life.taken if self._life else Taken()
+
+    def picture(self) -> Worker:
+        """The planner's picture of this worker."""
         record = self.record
-        is_suspect = self._life is not None and self._life.is_suspect
-        return Slot(
-            self.key,
-            self.model.name,
-            record.state,
-            record.goal,
-            record.held,
-            record.leases,
-            self._idle.since,
-            self.is_pinned,
-            is_suspect,
+        return Worker(
+            holder=self.holder,
+            key=self.key,
+            model=self.model.name,
+            state=record.state,
+            goal=record.goal,
+            held=record.held,
+            leases=record.leases,
+            idle_since=self._idle.since,
+            ready_since=self._ready_since,
+            load_cost_s=self.load_cost_s,
+            gap_s=self._gap_s,
+            is_pinned=self.is_pinned,
+            is_suspect=self._life is not None and self._life.is_suspect,
         )
+
+    def own_use(self) -> OwnUse:
+        """What the ledger's keeper may look for. What still grows is not told: all that was declared counts then."""
+        life = self._life
+        if life is None:
+            return OwnUse(self.holder, frozenset())
+        if self.state is State.STARTING:
+            return OwnUse(self.holder, life.pids, look=life.look_for_pids)
+        return OwnUse(self.holder, life.pids, life.memory_bytes if self.state is State.READY else 0)
 
     def view(self) -> WorkerView:
         """The faces' picture of this worker."""
@@ -136,12 +195,46 @@ class WorkerHandle:
             start_time=self._start_time,
             expire_time=expires_at,
             idle_s=self._idle.idle_s,
-            memory_bytes=self._life.memory_bytes if self._life else 0,
-            device_bytes=self._life.device_bytes if self._life else 0,
-            device=self._deps.world.device(),
+            memory_bytes=self.memory_bytes,
+            device_bytes=self.device_bytes,
+            device=self._device_names(),
+            reserved_bytes=self._reserved_bytes(),
+            cache_tokens=self.taken.cache_tokens,
             context_length=self._life.context_length if self._life else 0,
             error=self.error,
         )
+
+    def _device_names(self) -> str:
+        """``cpu``, or ``gpu 0,1``: as the ledger calls them."""
+        if self.placement is None:
+            return ""
+        devices = self._deps.memory.ledger.devices
+        names = [devices[index].name for index in self.placement.devices]
+        kinds = {name.partition(" ")[0].lower() for name in names}
+        return f"{'/'.join(sorted(kinds))} {','.join(filter(None, (name.partition(' ')[2] for name in names)))}".strip()
+
+    def _reserved_bytes(self) -> int:
+        mine = self._deps.memory.ledger.reservations.get(self.holder)
+        return sum(mine.bytes_on.values()) if mine is not None else 0
+
+    # --- wishes --------------------------------------------------------------------------------------------------
+
+    def start(self, placement: Placement | None) -> Refused | None:
+        """Want it to run: on a new placement, or where it is. The bytes are reserved here, before the step, because a
+        step cannot be refused; returns why they are not to be had, and changes nothing then."""
+        memory, refused = self._deps.memory, None
+        match self.state:
+            case State.STOPPED | State.FAILED if self.record.held is Held.NONE:
+                assert placement is not None, f"{self.name} has no place"
+                refused = memory.reserve(self.holder, placement.bytes_on)
+                self.placement = placement if refused is None else self.placement
+            case State.BACKOFF:
+                refused = memory.begin_load(self.holder)
+            case _:
+                pass
+        if refused is None:
+            self.post(Kind.START)
+        return refused
 
     # --- leases --------------------------------------------------------------------------------------------------
 
@@ -153,6 +246,7 @@ class WorkerHandle:
             raise IllegalTransition(self.record, Event(Kind.LEASED))
         self.post(Kind.LEASED)
         self._idle.disarm()
+        self._note_gap()
         if keep_alive_s is not None:
             self._idle.idle_s = keep_alive_s
         lease = Lease(
@@ -170,6 +264,13 @@ class WorkerHandle:
         self._idle.idle_s = idle_s
         if self.state is State.READY and self.record.leases == 0:
             self._idle.arm()
+
+    def _note_gap(self) -> None:
+        now = self._clock.now()
+        if self._asked_at is not None:
+            gap_s = now - self._asked_at
+            self._gap_s = gap_s if not self._gap_s else (1 - GAP_WEIGHT) * self._gap_s + GAP_WEIGHT * gap_s
+        self._asked_at = now
 
     def _returned(self, lease: Lease, incarnation: int) -> None:
         self._leases.discard(lease)
@@ -227,10 +328,18 @@ class WorkerHandle:
         self.ring.append(line)
         event(engine_log, logging.INFO, "engine.line", model=self.model.name, text=line)
         if self.state is State.STARTING:
+            taken = self._deps.world.engine.read_taken(line)
+            if taken is not None and self._life is not None:
+                self._life.taken |= taken
             load = self._deps.world.engine.read_phase(line)
             if load is not None and load.fraction >= self._load.fraction:
                 self._load = load
                 self._deps.on_change(self)
+
+    async def measured(self) -> None:
+        """See ``Owner``."""
+        if self.state is State.READY:
+            await self._deps.on_measured(self)
 
     # --- states and deadlines ------------------------------------------------------------------------------------
 
@@ -239,8 +348,15 @@ class WorkerHandle:
         if record.state is State.STARTING:
             self._drain_s = None
         if record.state is State.READY and before.state is State.STARTING and self._life is not None:
-            self._load_s = self._clock.now() - self._life.spawned_at
+            self._load_s = self.load_cost_s = self._clock.now() - self._life.spawned_at
             self._load = LoadStep("ready", 1.0)
+            self._ready_since = self._clock.now()
+        if before.state is State.STARTING and record.state is State.READY:
+            self._deps.memory.end_load(self.holder)
+        if record.state in {State.RELEASING, State.FAILED}:
+            self._deps.memory.end_load(self.holder)  # its processes are gone, or nobody waits for them any more
+        if record.state is State.RELEASING:
+            self._is_unreturned = False
         if record.state is not State.READY:
             self._idle.disarm()
         if before.state is State.RELEASING and self._life is not None:
@@ -273,7 +389,8 @@ class WorkerHandle:
             **facts,
         )
 
-    def _arm_deadline(self) -> None:
+    def _arm_deadline(self, seconds: float | None = None) -> None:
+        """Arm the deadline of the state that it is in; ``seconds`` instead of the usual time."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -282,7 +399,8 @@ class WorkerHandle:
             return
         incarnation = self.record.incarnation
         self._deadline = self._clock.call_at(
-            self._clock.now() + self._seconds(deadline), lambda: self._deadline_passed(deadline, incarnation)
+            self._clock.now() + (self._seconds(deadline) if seconds is None else seconds),
+            lambda: self._deadline_passed(deadline, incarnation),
         )
 
     def _seconds(self, deadline: Deadline) -> float:
@@ -300,6 +418,11 @@ class WorkerHandle:
         self._deadline = None
         if deadline is not Deadline.BACKOFF:
             event(log, logging.WARNING, "worker.deadline", worker=self.name, state=self.state, deadline=deadline)
+        if deadline is Deadline.BACKOFF and self._deps.memory.begin_load(self.holder) is not None:
+            self._arm_deadline(RETRY_LOAD_S)  # another loads on its device now
+            return
+        if deadline is Deadline.RELEASE:
+            self._is_unreturned = True
         if deadline is Deadline.START:
             limit = self._deps.limits.start_s
             self._fault = self._fault or f"not ready after {limit:g} s (last phase: {self._load.phase})"
@@ -336,16 +459,16 @@ class WorkerHandle:
                 incarnation = self.record.incarnation
                 asyncio.get_running_loop().call_soon(self.post, Kind.CALL_FAILED, None, incarnation)
             case Effect.SHOUT:
-                event(
-                    log,
-                    logging.ERROR,
-                    "worker.leaked",
-                    worker=self.name,
-                    model=self.model.name,
-                    text="processes do not end on SIGKILL; nobody else gets their memory until they are gone",
-                )
-            case Effect.RESERVE | Effect.RELEASE | Effect.GROW | Effect.SHRINK:
-                pass  # what is held stands in the record, and the scheduler counts records
+                self._deps.memory.quarantine(self.holder)
+            case Effect.RELEASE:
+                if self._is_unreturned or self.state is State.FAILED:
+                    self._deps.memory.give_up(self.holder)
+                else:
+                    self._deps.memory.release(self.holder)
+            case Effect.SHRINK:
+                pass
+            case Effect.RESERVE | Effect.GROW:
+                pass  # done by ``start``, before the step
             case Effect.WAKE_WAITERS | Effect.READMIT:
                 pass  # on_change tells the gate, which looks at every waiter again
 
@@ -355,8 +478,20 @@ class WorkerHandle:
         self._fault = ""
         number = self.record.incarnation
         folder = self._deps.folder / f"{self._number}-{number}"
-        self._life = Incarnation(number, self.name, self.model, folder, self._deps.world, self)
+        self._life = Incarnation(
+            number, self.name, self.model, self.holder, self._engine_place(), folder, self._deps.world, self
+        )
         self._life.start()
+
+    def _engine_place(self) -> EnginePlace:
+        memory, placement = self._deps.memory, self.placement
+        assert placement is not None, f"{self.name} has no place"
+        devices = [memory.ledger.devices[index] for index in placement.devices]
+        if any(device.is_cpu for device in devices):
+            return EnginePlace(cache_bytes=placement.cache_bytes)
+        share = placement.device_bytes / max(device.total_bytes for device in devices)
+        keys = tuple(memory.key(device.index) for device in devices)
+        return EnginePlace(keys, share, placement.cache_bytes)
 
     def _break_leases(self) -> None:
         if not self._leases:

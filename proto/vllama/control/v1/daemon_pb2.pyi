@@ -13,7 +13,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions")
+    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[GetStatusResponse.State]
@@ -40,6 +40,7 @@ class GetStatusResponse(_message.Message):
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     STORAGE_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: GetStatusResponse.State
     pid: int
@@ -56,7 +57,8 @@ class GetStatusResponse(_message.Message):
     devices: _containers.RepeatedCompositeFieldContainer[Device]
     storage: Storage
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
+    waits: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("python", "version", "problem", "device")
@@ -71,14 +73,38 @@ class Engine(_message.Message):
     def __init__(self, python: _Optional[str] = ..., version: _Optional[str] = ..., problem: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "total_bytes", "free_bytes")
+    __slots__ = ("name", "total_bytes", "free_bytes", "product", "kind", "key", "usable_bytes", "reserved_bytes", "holders", "foreign_bytes", "giveable_bytes", "loading", "temperature_c", "utilisation", "problem")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRODUCT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    USABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GIVEABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
+    UTILISATION_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     name: str
     total_bytes: int
     free_bytes: int
-    def __init__(self, name: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
+    product: str
+    kind: str
+    key: str
+    usable_bytes: int
+    reserved_bytes: int
+    holders: _containers.RepeatedScalarFieldContainer[str]
+    foreign_bytes: int
+    giveable_bytes: int
+    loading: str
+    temperature_c: int
+    utilisation: float
+    problem: str
+    def __init__(self, name: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., product: _Optional[str] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., usable_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., holders: _Optional[_Iterable[str]] = ..., foreign_bytes: _Optional[int] = ..., giveable_bytes: _Optional[int] = ..., loading: _Optional[str] = ..., temperature_c: _Optional[int] = ..., utilisation: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Storage(_message.Message):
     __slots__ = ("path", "models_bytes", "free_bytes")

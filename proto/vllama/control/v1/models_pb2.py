@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vllama.control.v1 import operations_pb2 as vllama_dot_control_dot_v1_dot_operations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evllama/control/v1/models.proto\x12\x11vllama.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"vllama/control/v1/operations.proto\"\xd8\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0bmodify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63\x61pabilities\x18\x05 \x03(\t\x12\x30\n\x07\x64\x65tails\x18\x06 \x01(\x0b\x32\x1f.vllama.control.v1.ModelDetails\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x12\n\nrepository\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\t\x12\x0c\n\x04path\x18\n \x01(\t\x12\x10\n\x08template\x18\x0b \x01(\t\x12\x0f\n\x07license\x18\x0c \x01(\t\x12+\n\x05\x66iles\x18\r \x03(\x0b\x32\x1c.vllama.control.v1.ModelFile\x12\x0e\n\x06system\x18\x0e \x01(\t\x12\x12\n\nparameters\x18\x0f \x01(\t\x12\x31\n\x08messages\x18\x10 \x03(\x0b\x32\x1f.vllama.control.v1.ModelMessage\x12\x11\n\tmodelfile\x18\x11 \x01(\t\x12\x0e\n\x06parent\x18\x12 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x13 \x01(\t\"-\n\x0cModelMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb0\x02\n\x0cModelDetails\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x10\n\x08\x66\x61milies\x18\x03 \x03(\t\x12\x16\n\x0eparameter_size\x18\x04 \x01(\t\x12\x1a\n\x12quantization_level\x18\x05 \x01(\t\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x18\n\x10\x65mbedding_length\x18\x08 \x01(\x03\x12\x13\n\x0b\x62lock_count\x18\t \x01(\x03\x12\x1b\n\x13\x66\x65\x65\x64_forward_length\x18\n \x01(\x03\x12\x12\n\nhead_count\x18\x0b \x01(\x03\x12\x15\n\rhead_count_kv\x18\x0c \x01(\x03\x12\x12\n\nvocab_size\x18\r \x01(\x03\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.vllama.control.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.vllama.control.v1.Model\" \n\x10PullModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x11PullModelResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"\x8f\x01\n\x12\x43reateModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\nfrom_model\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x66rom_folder\x18\x03 \x01(\tH\x00\x12\x13\n\tfrom_gguf\x18\x04 \x01(\tH\x00\x12\x11\n\tmodelfile\x18\x05 \x01(\x0c\x12\x0e\n\x06\x66older\x18\x06 \x01(\tB\x06\n\x04\x66rom\"F\n\x13\x43reateModelResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"7\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\"<\n\x11\x43opyModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.vllama.control.v1.Model\"1\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"*\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x32\xa4\x04\n\x06Models\x12Y\n\nListModels\x12$.vllama.control.v1.ListModelsRequest\x1a%.vllama.control.v1.ListModelsResponse\x12S\n\x08GetModel\x12\".vllama.control.v1.GetModelRequest\x1a#.vllama.control.v1.GetModelResponse\x12V\n\tPullModel\x12#.vllama.control.v1.PullModelRequest\x1a$.vllama.control.v1.PullModelResponse\x12\\\n\x0b\x43reateModel\x12%.vllama.control.v1.CreateModelRequest\x1a&.vllama.control.v1.CreateModelResponse\x12V\n\tCopyModel\x12#.vllama.control.v1.CopyModelRequest\x1a$.vllama.control.v1.CopyModelResponse\x12\\\n\x0b\x44\x65leteModel\x12%.vllama.control.v1.DeleteModelRequest\x1a&.vllama.control.v1.DeleteModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evllama/control/v1/models.proto\x12\x11vllama.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"vllama/control/v1/operations.proto\"\xd8\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0bmodify_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63\x61pabilities\x18\x05 \x03(\t\x12\x30\n\x07\x64\x65tails\x18\x06 \x01(\x0b\x32\x1f.vllama.control.v1.ModelDetails\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x12\n\nrepository\x18\x08 \x01(\t\x12\x10\n\x08revision\x18\t \x01(\t\x12\x0c\n\x04path\x18\n \x01(\t\x12\x10\n\x08template\x18\x0b \x01(\t\x12\x0f\n\x07license\x18\x0c \x01(\t\x12+\n\x05\x66iles\x18\r \x03(\x0b\x32\x1c.vllama.control.v1.ModelFile\x12\x0e\n\x06system\x18\x0e \x01(\t\x12\x12\n\nparameters\x18\x0f \x01(\t\x12\x31\n\x08messages\x18\x10 \x03(\x0b\x32\x1f.vllama.control.v1.ModelMessage\x12\x11\n\tmodelfile\x18\x11 \x01(\t\x12\x0e\n\x06parent\x18\x12 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x13 \x01(\t\"-\n\x0cModelMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb0\x02\n\x0cModelDetails\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x10\n\x08\x66\x61milies\x18\x03 \x03(\t\x12\x16\n\x0eparameter_size\x18\x04 \x01(\t\x12\x1a\n\x12quantization_level\x18\x05 \x01(\t\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\x03\x12\x18\n\x10\x65mbedding_length\x18\x08 \x01(\x03\x12\x13\n\x0b\x62lock_count\x18\t \x01(\x03\x12\x1b\n\x13\x66\x65\x65\x64_forward_length\x18\n \x01(\x03\x12\x12\n\nhead_count\x18\x0b \x01(\x03\x12\x15\n\rhead_count_kv\x18\x0c \x01(\x03\x12\x12\n\nvocab_size\x18\r \x01(\x03\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x13\n\x11ListModelsRequest\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.vllama.control.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x10GetModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.vllama.control.v1.Model\"\x1f\n\x0f\x46itModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xb9\x01\n\x10\x46itModelResponse\x12\x10\n\x08sentence\x18\x01 \x01(\t\x12\'\n\x03now\x18\x02 \x03(\x0b\x32\x1a.vllama.control.v1.Fitting\x12)\n\x05\x65mpty\x18\x03 \x03(\x0b\x32\x1a.vllama.control.v1.Fitting\x12\r\n\x05notes\x18\x04 \x03(\t\x12\x30\n\nfootprints\x18\x05 \x03(\x0b\x32\x1c.vllama.control.v1.Footprint\"@\n\x07\x46itting\x12\x0f\n\x07\x64\x65vices\x18\x01 \x03(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x14\n\x0cneeded_bytes\x18\x03 \x01(\x03\"\xa5\x01\n\tFootprint\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\x05\x12\x15\n\rweights_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12kv_bytes_per_token\x18\x03 \x01(\x03\x12\x18\n\x10\x61\x63tivation_bytes\x18\x04 \x01(\x03\x12\x16\n\x0eoverhead_bytes\x18\x05 \x01(\x03\x12\x12\n\nhost_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06origin\x18\x07 \x01(\t\" \n\x10PullModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x11PullModelResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"\x8f\x01\n\x12\x43reateModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\nfrom_model\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x66rom_folder\x18\x03 \x01(\tH\x00\x12\x13\n\tfrom_gguf\x18\x04 \x01(\tH\x00\x12\x11\n\tmodelfile\x18\x05 \x01(\x0c\x12\x0e\n\x06\x66older\x18\x06 \x01(\tB\x06\n\x04\x66rom\"F\n\x13\x43reateModelResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"7\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\"<\n\x11\x43opyModelResponse\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x18.vllama.control.v1.Model\"1\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"*\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\x32\xf9\x04\n\x06Models\x12Y\n\nListModels\x12$.vllama.control.v1.ListModelsRequest\x1a%.vllama.control.v1.ListModelsResponse\x12S\n\x08GetModel\x12\".vllama.control.v1.GetModelRequest\x1a#.vllama.control.v1.GetModelResponse\x12S\n\x08\x46itModel\x12\".vllama.control.v1.FitModelRequest\x1a#.vllama.control.v1.FitModelResponse\x12V\n\tPullModel\x12#.vllama.control.v1.PullModelRequest\x1a$.vllama.control.v1.PullModelResponse\x12\\\n\x0b\x43reateModel\x12%.vllama.control.v1.CreateModelRequest\x1a&.vllama.control.v1.CreateModelResponse\x12V\n\tCopyModel\x12#.vllama.control.v1.CopyModelRequest\x1a$.vllama.control.v1.CopyModelResponse\x12\\\n\x0b\x44\x65leteModel\x12%.vllama.control.v1.DeleteModelRequest\x1a&.vllama.control.v1.DeleteModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,22 +49,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_end=1130
   _globals['_GETMODELRESPONSE']._serialized_start=1132
   _globals['_GETMODELRESPONSE']._serialized_end=1191
-  _globals['_PULLMODELREQUEST']._serialized_start=1193
-  _globals['_PULLMODELREQUEST']._serialized_end=1225
-  _globals['_PULLMODELRESPONSE']._serialized_start=1227
-  _globals['_PULLMODELRESPONSE']._serialized_end=1295
-  _globals['_CREATEMODELREQUEST']._serialized_start=1298
-  _globals['_CREATEMODELREQUEST']._serialized_end=1441
-  _globals['_CREATEMODELRESPONSE']._serialized_start=1443
-  _globals['_CREATEMODELRESPONSE']._serialized_end=1513
-  _globals['_COPYMODELREQUEST']._serialized_start=1515
-  _globals['_COPYMODELREQUEST']._serialized_end=1570
-  _globals['_COPYMODELRESPONSE']._serialized_start=1572
-  _globals['_COPYMODELRESPONSE']._serialized_end=1632
-  _globals['_DELETEMODELREQUEST']._serialized_start=1634
-  _globals['_DELETEMODELREQUEST']._serialized_end=1683
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1685
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1727
-  _globals['_MODELS']._serialized_start=1730
-  _globals['_MODELS']._serialized_end=2278
+  _globals['_FITMODELREQUEST']._serialized_start=1193
+  _globals['_FITMODELREQUEST']._serialized_end=1224
+  _globals['_FITMODELRESPONSE']._serialized_start=1227
+  _globals['_FITMODELRESPONSE']._serialized_end=1412
+  _globals['_FITTING']._serialized_start=1414
+  _globals['_FITTING']._serialized_end=1478
+  _globals['_FOOTPRINT']._serialized_start=1481
+  _globals['_FOOTPRINT']._serialized_end=1646
+  _globals['_PULLMODELREQUEST']._serialized_start=1648
+  _globals['_PULLMODELREQUEST']._serialized_end=1680
+  _globals['_PULLMODELRESPONSE']._serialized_start=1682
+  _globals['_PULLMODELRESPONSE']._serialized_end=1750
+  _globals['_CREATEMODELREQUEST']._serialized_start=1753
+  _globals['_CREATEMODELREQUEST']._serialized_end=1896
+  _globals['_CREATEMODELRESPONSE']._serialized_start=1898
+  _globals['_CREATEMODELRESPONSE']._serialized_end=1968
+  _globals['_COPYMODELREQUEST']._serialized_start=1970
+  _globals['_COPYMODELREQUEST']._serialized_end=2025
+  _globals['_COPYMODELRESPONSE']._serialized_start=2027
+  _globals['_COPYMODELRESPONSE']._serialized_end=2087
+  _globals['_DELETEMODELREQUEST']._serialized_start=2089
+  _globals['_DELETEMODELREQUEST']._serialized_end=2138
+  _globals['_DELETEMODELRESPONSE']._serialized_start=2140
+  _globals['_DELETEMODELRESPONSE']._serialized_end=2182
+  _globals['_MODELS']._serialized_start=2185
+  _globals['_MODELS']._serialized_end=2818
 # @@protoc_insertion_point(module_scope)

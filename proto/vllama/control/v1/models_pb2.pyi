@@ -119,6 +119,54 @@ class GetModelResponse(_message.Message):
     model: Model
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
+class FitModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class FitModelResponse(_message.Message):
+    __slots__ = ("sentence", "now", "empty", "notes", "footprints")
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    FOOTPRINTS_FIELD_NUMBER: _ClassVar[int]
+    sentence: str
+    now: _containers.RepeatedCompositeFieldContainer[Fitting]
+    empty: _containers.RepeatedCompositeFieldContainer[Fitting]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    footprints: _containers.RepeatedCompositeFieldContainer[Footprint]
+    def __init__(self, sentence: _Optional[str] = ..., now: _Optional[_Iterable[_Union[Fitting, _Mapping]]] = ..., empty: _Optional[_Iterable[_Union[Fitting, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ..., footprints: _Optional[_Iterable[_Union[Footprint, _Mapping]]] = ...) -> None: ...
+
+class Fitting(_message.Message):
+    __slots__ = ("devices", "tokens", "needed_bytes")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    tokens: int
+    needed_bytes: int
+    def __init__(self, devices: _Optional[_Iterable[str]] = ..., tokens: _Optional[int] = ..., needed_bytes: _Optional[int] = ...) -> None: ...
+
+class Footprint(_message.Message):
+    __slots__ = ("devices", "weights_bytes", "kv_bytes_per_token", "activation_bytes", "overhead_bytes", "host_bytes", "origin")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OVERHEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    devices: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    activation_bytes: int
+    overhead_bytes: int
+    host_bytes: int
+    origin: str
+    def __init__(self, devices: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., overhead_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., origin: _Optional[str] = ...) -> None: ...
+
 class PullModelRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -46,6 +46,11 @@ class ModelsStub(object):
                 request_serializer=vllama_dot_control_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=vllama_dot_control_dot_v1_dot_models__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.FitModel = channel.unary_unary(
+                '/vllama.control.v1.Models/FitModel',
+                request_serializer=vllama_dot_control_dot_v1_dot_models__pb2.FitModelRequest.SerializeToString,
+                response_deserializer=vllama_dot_control_dot_v1_dot_models__pb2.FitModelResponse.FromString,
+                _registered_method=True)
         self.PullModel = channel.unary_unary(
                 '/vllama.control.v1.Models/PullModel',
                 request_serializer=vllama_dot_control_dot_v1_dot_models__pb2.PullModelRequest.SerializeToString,
@@ -82,6 +87,15 @@ class ModelsServicer(object):
 
     def GetModel(self, request, context):
         """Returns one model with what is known about it. Fails with INVALID_REQUEST (the name), MODEL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FitModel(self, request, context):
+        """Says where a model fits on this machine, with what is free now and if nobody else were there. Reads its files and
+        loads nothing. Fails with INVALID_REQUEST (the name), MODEL_NOT_FOUND, ENGINE_START_FAILED (there is no engine to
+        ask for), STORAGE_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +149,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=vllama_dot_control_dot_v1_dot_models__pb2.GetModelRequest.FromString,
                     response_serializer=vllama_dot_control_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
+            ),
+            'FitModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.FitModel,
+                    request_deserializer=vllama_dot_control_dot_v1_dot_models__pb2.FitModelRequest.FromString,
+                    response_serializer=vllama_dot_control_dot_v1_dot_models__pb2.FitModelResponse.SerializeToString,
             ),
             'PullModel': grpc.unary_unary_rpc_method_handler(
                     servicer.PullModel,
@@ -213,6 +232,33 @@ class Models(object):
             '/vllama.control.v1.Models/GetModel',
             vllama_dot_control_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
             vllama_dot_control_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FitModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllama.control.v1.Models/FitModel',
+            vllama_dot_control_dot_v1_dot_models__pb2.FitModelRequest.SerializeToString,
+            vllama_dot_control_dot_v1_dot_models__pb2.FitModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
