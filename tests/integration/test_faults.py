@@ -195,7 +195,7 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(new_house: NewHo
     daemon = new_house(models={"tiny": {}}, VLLAMA_ENGINE_CPU_MEMORY_BYTES="1GiB")
     answer = daemon.request("POST", "/v1/chat/completions", chat("tiny"))
     assert answer.status == 422
-    assert "it can never fit: needs 1.6 GiB" in answer.text
+    assert "it can never fit: needs 1.6 GiB" in answer.body.decode()
     fit = daemon.ctl("show", "tiny", "--fit").stdout
     assert fit.startswith("not: needs 1.6 GiB, CPU has 1.0 GiB")
 
