@@ -113,6 +113,8 @@ class FakeChild:
         self.is_unkillable = False
         self.was_terminated = False
         self.tree_is_gone = False
+        self.used_cpu_seconds = 0.0
+        self.killed_for_memory = 0
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
@@ -142,6 +144,15 @@ class FakeChild:
 
     def memory_bytes(self) -> int:
         return 1 << 30
+
+    def pids(self) -> frozenset[int]:
+        return frozenset() if self.tree_is_gone else frozenset({self._pid})
+
+    def cpu_seconds(self) -> float:
+        return self.used_cpu_seconds
+
+    def oom_kills(self) -> int:
+        return self.killed_for_memory
 
 
 class FakeLauncher:

@@ -375,6 +375,15 @@ class TellingChild:
     def memory_bytes(self) -> int:
         return 0
 
+    def pids(self) -> frozenset[int]:
+        return frozenset()
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def oom_kills(self) -> int:
+        return 0
+
 
 class TellingLauncher:
     """Starts nothing; its children say what they were given."""

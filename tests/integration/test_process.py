@@ -6,75 +6,25 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.stage import DEADLINE_S, ENVIRONMENT, Play, Stage, stage_at
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Command
 from vllamad.process import tree
-from vllamad.process.child import PosixChild, PosixLauncher
-
-DEADLINE_S = 10
-ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
+from vllamad.process.child import PosixLauncher
 
 
-class Stage:
-    """A launcher, the lines that its children wrote, and their trees."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lines: list[str] = []
-        self.launcher = PosixLauncher(str(folder))
-        self._line_came = asyncio.Event()
-
-    def spawn(self, script: str, *arguments: str, **environment: str) -> PosixChild:
-        argv = [sys.executable, "-S", "-c", textwrap.dedent(script), *arguments]
-        return self.launcher.spawn(Command(argv, ENVIRONMENT | environment, self.folder, "test"), self.take)
-
-    def take(self, line: str) -> None:
-        self.lines.append(line)
-        self._line_came.set()
-
-    async def line(self, start: str) -> str:
-        """The first line that begins so."""
-        try:
-            async with asyncio.timeout(DEADLINE_S):
-                while True:
-                    for line in self.lines:
-                        if line.startswith(start):
-                            return line.removeprefix(start).strip()
-                    self._line_came.clear()
-                    await self._line_came.wait()
-        except TimeoutError:
-            pytest.fail(f"no line {start!r} within {DEADLINE_S} s; seen: {self.lines}")
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Iterator[Callable[[Callable[[Stage], Awaitable[None]]], None]]:
-    """Run a scene on a fresh stage; afterwards no process and no child of ours may be left."""
-
-    async def on_stage(scene: Callable[[Stage], Awaitable[None]]) -> None:
-        stage = Stage(tmp_path)
-        async with asyncio.timeout(3 * DEADLINE_S):
-            await scene(stage)
-
-    # A launcher makes this process adopt orphans, those of daemons that other tests have killed as well.
-    before = {p.pid for p in _zombies()}
-    yield lambda scene: asyncio.run(on_stage(scene), debug=True)
-    left = [p for p in tree.processes() if not p.is_zombie and tree.carries(p.pid, str(tmp_path))]
-    zombies = [p for p in _zombies() if p.pid not in before]
-    for process in left:
-        os.kill(process.pid, signal.SIGKILL)
-    for process in zombies:
-        os.waitpid(process.pid, 0)
-    assert not left and not zombies
-
-
-def _zombies() -> list[tree.Process]:
-    return [p for p in tree.processes() if p.is_zombie and p.parent == os.getpid()]
+@pytest.fixture(params=["searched", "leaf"])
+def play(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Play]:
+    """Every scene twice: where trees are only searched for, and where each has a control group."""
+    leaves = request.getfixturevalue("leaves") if request.param == "leaf" else None
+    with stage_at(tmp_path, leaves) as run:
+        yield run
 
 
 def shared_memory() -> set[Path]:

@@ -53,6 +53,9 @@ class Command:
     """What it reads on its standard input, to its end; secrets travel here, neither in argv nor in the environment."""
     longest_line_bytes: int = 8192
     """Longer lines of its output are cut."""
+    memory_limit_bytes: int = 0
+    """What the whole tree may have of the machine's memory; beyond it the kernel ends the tree. 0 for no limit; not
+    enforced where control groups are not ours to divide, which is logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,21 @@ class Child(Protocol):
 
     def memory_bytes(self) -> int:
         """Resident bytes of the whole tree now, shared pages counted once where the kernel tells (PSS), else RSS."""
+        ...
+
+    def pids(self) -> frozenset[int]:
+        """Who is alive in the tree now. Blocks for some milliseconds, as ``memory_bytes`` and ``cpu_seconds`` do."""
+        ...
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the whole tree since its start; never falls, and stays known when the tree is gone. Those
+        who have ended are counted in full where the kernel does it (a control group), else only if someone of the tree
+        waited for them."""
+        ...
+
+    def oom_kills(self) -> int:
+        """How many of the tree the kernel has killed for want of memory; stays known when the tree is gone. Always 0
+        where the kernel does not count by tree."""
         ...
 
 

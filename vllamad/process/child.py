@@ -2,7 +2,8 @@
 
 A child leads a session and group of its own and dies with the daemon (``launch.py``). Its exit is seen through a
 pidfd and *not* reaped: while the leader is a zombie its pid, and so the group's number, cannot mean anyone else, and
-signals stay safe. ``kill_tree`` ends and reaps everyone and the leader last.
+signals stay safe. ``kill_tree`` ends and reaps everyone and the leader last. Where control groups are delegated to us
+(``cgroup.py``) every tree has a leaf of its own, which nobody in it can leave by accident.
 
 Descriptors, processes and events are touched in the event loop's thread only; ``/proc`` is searched in a thread.
 """
@@ -23,6 +24,7 @@ from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Command
 from vllamad.process import tree
+from vllamad.process.cgroup import Leaf, Leaves
 from vllamad.process.output import PipeReader
 
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -39,11 +41,13 @@ class PosixLauncher:
     """Starts children on this machine. Fills ``Launcher``.
 
     ``owner`` (such as the path of the runtime folder) tells the children of this daemon from those of another one on
-    the same machine, and lets a successor find them. Makes the process a child subreaper.
+    the same machine, and lets a successor find them. ``leaves`` is where their control groups go, None for none. Makes
+    the process a child subreaper.
     """
 
-    def __init__(self, owner: str) -> None:
+    def __init__(self, owner: str, leaves: Leaves | None = None) -> None:
         self._owner = owner
+        self._leaves = leaves
         self._children: dict[int, PosixChild] = {}
         self._orphans: set[int] = set()
         tree.become_subreaper()
@@ -56,12 +60,15 @@ class PosixLauncher:
         if not os.access(program, os.X_OK) or program.is_dir():
             why = "not executable" if program.exists() else "no such file"
             raise _cannot_start(command, f"{program}: {why}")
-        marker = f"{self._owner}:{secrets.token_hex(8)}"
+        unique = secrets.token_hex(8)
+        marker = f"{self._owner}:{unique}"
+        leaf = self._leaf(command, unique)
+        place = str(leaf.folder) if leaf else ""
         read_end, write_end = os.pipe()
         stdin = _input(command.stdin)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command.argv],
+                [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), place, *command.argv],
                 env={**command.env, tree.MARKER: marker},
                 cwd=command.cwd,
                 stdin=stdin,
@@ -71,13 +78,15 @@ class PosixLauncher:
             )
         except OSError as error:
             os.close(read_end)
+            if leaf:
+                leaf.remove()
             raise _cannot_start(command, str(error)) from error
         finally:
             os.close(write_end)
             if stdin != subprocess.DEVNULL:
                 os.close(stdin)
         output = PipeReader(read_end, on_line, command.longest_line_bytes)
-        child = PosixChild(process, marker, command.title, output, loop, self._forget)
+        child = PosixChild(process, marker, leaf, command.title, output, loop, self._forget)
         self._children[process.pid] = child
         _log.info("process.spawn title=%s pid=%d program=%s", command.title, process.pid, program)
         return child
@@ -85,18 +94,39 @@ class PosixLauncher:
     async def kill_leftovers(self) -> int:
         """Kill what a predecessor with the same ``owner`` left behind; returns how many processes that were. Call once
         at start, when it is certain (by the lock) that no other daemon with this owner runs."""
+        leaves = self._leaves.left(self._owner) if self._leaves else []
+        count = await self._clear(None)
+        for leaf in leaves:
+            count += await self._clear(leaf)
+            await leaf.discard()
+        if count:
+            _log.warning("process.leftovers killed=%d: an earlier daemon did not end by itself", count)
+        return count
+
+    async def _clear(self, leaf: Leaf | None) -> int:
+        """Kill everyone who carries a marker of this owner or is in the leaf; returns how many that were."""
         marker, count = f"{self._owner}:", 0
-        while (found := await asyncio.to_thread(tree.members, 0, marker)).processes:
-            spared = set[int]() if count else tree.tidiers(found)
-            dying = tree.kill(found, 0, marker, spared)
+        for tries in itertools.count():
+            found = await asyncio.to_thread(tree.members, 0, marker, leaf)
+            if not found.processes and not (leaf and leaf.is_populated()):
+                break
+            spared = set[int]() if tries else tree.tidiers(found)
+            dying = tree.kill(found, 0, marker, spared, leaf)
             count += len(dying)
             await tree.exits(dying)
             await tree.finish(spared)
             tree.collect(dying)
             remove_files(found.shared_memory)
-        if count:
-            _log.warning("process.leftovers killed=%d: an earlier daemon did not end by itself", count)
+            if tries:
+                await asyncio.sleep(SWEEP_PAUSE_S)
         return count
+
+    def _leaf(self, command: Command, unique: str) -> Leaf | None:
+        leaf = self._leaves.make(self._owner, unique) if self._leaves else None
+        limit_bytes = command.memory_limit_bytes
+        if limit_bytes and not (leaf and leaf.limit(limit_bytes)):
+            _log.warning("process.unlimited title=%s: no control group that could limit its memory", command.title)
+        return leaf
 
     async def reap_orphans(self) -> int:
         """Reap adopted orphans that have ended; call it now and then. A child that someone here waits for is gone
@@ -117,6 +147,7 @@ class PosixChild:
         self,
         process: "subprocess.Popen[bytes]",
         marker: str,
+        leaf: Leaf | None,
         title: str,
         output: PipeReader,
         loop: asyncio.AbstractEventLoop,
@@ -124,6 +155,7 @@ class PosixChild:
     ) -> None:
         self._process = process
         self._marker = marker
+        self._leaf = leaf
         self._title = title
         self._output = output
         self._loop = loop
@@ -133,6 +165,8 @@ class PosixChild:
         self._is_gone = False
         self._shared_memory: set[Path] = set()
         self._dying: list[tree.Dying] = []
+        self._oom_kills = 0
+        self._cpu_seconds = 0.0
         # Still valid if it has ended already: only reaping frees the number.
         self._descriptor = os.pidfd_open(process.pid)
         loop.add_reader(self._descriptor, self._note_exit)
@@ -156,13 +190,13 @@ class PosixChild:
     async def kill_tree(self) -> None:
         """See ``Child.kill_tree``. Several callers may wait; a cancelled one has still sent its signals."""
         for tries in itertools.count():
-            found = await asyncio.to_thread(tree.members, self.pid, self._marker)
+            found = await asyncio.to_thread(tree.members, self.pid, self._marker, self._leaf)
             if self._is_gone:
                 return
             # No await from here to the signals: whoever is cancelled later has noted whom it killed.
             self._shared_memory |= found.shared_memory
             spared = set[int]() if tries else tree.tidiers(found)
-            dying = tree.kill(found, self.pid, self._marker, spared)
+            dying = tree.kill(found, self.pid, self._marker, spared, self._leaf)
             self._dying += [one for one in dying if one.pid != self.pid]
             await tree.exits(dying)
             await tree.finish(spared)
@@ -170,8 +204,11 @@ class PosixChild:
                 return
             self._dying = tree.collect(self._dying)
             is_alone = all(process.pid == self.pid and process.is_zombie for process in found.processes)
-            if (is_alone and not self._dying) or tries == MAX_SWEEPS:
+            is_empty = not (self._leaf and self._leaf.is_populated())
+            if is_empty and ((is_alone and not self._dying) or tries >= MAX_SWEEPS):
                 self._finish()
+                if self._leaf:
+                    await self._leaf.discard()
                 return
             if tries:
                 await asyncio.sleep(SWEEP_PAUSE_S)
@@ -186,6 +223,27 @@ class PosixChild:
     def memory_bytes(self) -> int:
         """See ``Child.memory_bytes``. Takes some 10 ms per GiB: call it in a thread."""
         return 0 if self._is_gone else tree.memory_bytes(self.pid)
+
+    def pids(self) -> frozenset[int]:
+        """See ``Child.pids``. Without a leaf it searches ``/proc``: call it in a thread."""
+        if self._is_gone:
+            return frozenset()
+        inside = self._leaf.pids() if self._leaf else frozenset[int]()
+        # A leaf is empty until the child has entered it.
+        return inside or frozenset(p.pid for p in tree.search(self.pid, self._marker) if not p.is_zombie)
+
+    def cpu_seconds(self) -> float:
+        """See ``Child.cpu_seconds``. Without a leaf it searches ``/proc``: call it in a thread."""
+        if not self._is_gone:
+            counted = self._leaf.cpu_seconds() if self._leaf else 0.0
+            self._cpu_seconds = max(self._cpu_seconds, counted or tree.cpu_seconds(self.pid, self._marker))
+        return self._cpu_seconds
+
+    def oom_kills(self) -> int:
+        """See ``Child.oom_kills``."""
+        if self._leaf and not self._is_gone:
+            self._oom_kills = max(self._oom_kills, self._leaf.oom_kills())
+        return self._oom_kills
 
     def _note_exit(self) -> None:
         if self._exited.is_set():
@@ -204,6 +262,10 @@ class PosixChild:
         if self._is_gone:
             return
         self._note_exit()
+        if self._leaf:
+            # Its counts end with it.
+            self.oom_kills()
+            self._cpu_seconds = max(self._cpu_seconds, self._leaf.cpu_seconds())
         os.waitid(os.P_PID, self.pid, os.WEXITED)
         self._is_gone = True
         # Tells Popen that there is nothing to wait for any more.

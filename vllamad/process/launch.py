@@ -1,8 +1,9 @@
 """What runs between the fork and the program: tie the child to its parent's life, then exec (floor 2).
 
-Executed as ``python -I -S launch.py PARENT_PID PROGRAM ARGUMENT...`` by ``child.py``, never imported by the daemon, and
-without third party: it starts in some 20 ms and leaves nothing behind. It exists because a ``preexec_fn`` runs Python
-between fork and exec of a process with threads, which may deadlock.
+Executed as ``python -I -S launch.py PARENT_PID LEAF PROGRAM ARGUMENT...`` by ``child.py`` (LEAF is the folder of the
+child's control group, or empty), never imported by the daemon, and without third party: it starts in some 20 ms and
+leaves nothing behind. It exists because a ``preexec_fn`` runs Python between fork and exec of a process with threads,
+which may deadlock.
 """
 
 import ctypes
@@ -23,7 +24,9 @@ EXIT_NOT_FOUND = 127
 
 def main(arguments: list[str]) -> int:
     """Never returns if the program can be executed."""
-    parent, program = int(arguments[0]), arguments[1:]
+    parent, leaf, program = int(arguments[0]), arguments[1], arguments[2:]
+    if leaf:
+        enter(leaf)
     # SIGTERM, not SIGKILL: vLLM's API server takes its engine core along on TERM and leaves it behind on KILL.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
@@ -45,6 +48,16 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         say(f"cannot execute {program[0]}: {error.strerror}")
         return EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_CANNOT_EXECUTE
+
+
+def enter(leaf: str) -> None:
+    """Go into a control group, before there is anyone who could stay outside."""
+    try:
+        descriptor = os.open(f"{leaf}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, b"0")
+        os.close(descriptor)
+    except OSError as error:
+        say(f"cannot enter {leaf}: {error.strerror}")
 
 
 def say(text: str) -> None:

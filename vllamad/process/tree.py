@@ -1,8 +1,8 @@
 """Process trees as the kernel shows them (floor 2): who belongs to one, what it holds, and its end.
 
 A tree is a leader's session and group, and whoever left both with ``setsid`` but still carries the marker that the
-leader got in its environment. Functions here block for as long as reading ``/proc`` takes (some 50 us a process):
-callers run the searching ones in a thread.
+leader got in its environment; where it has a leaf (``cgroup.py``), everyone in there too. Functions here block for as
+long as reading ``/proc`` takes (some 50 us a process): callers run the searching ones in a thread.
 """
 
 import asyncio
@@ -15,11 +15,14 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllamad.process.cgroup import Leaf
+
 PR_SET_CHILD_SUBREAPER = 36
 MARKER = "VLLAMA_WORKER"
 """The environment variable that every process of a worker inherits. Its value is ``<owner>:<unique>``."""
 
 PROC = Path("/proc")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SHARED_MEMORY = "/dev/shm/"
 TIDIER = b"multiprocessing.resource_tracker"
 TIDYING_S = 2.0
@@ -38,6 +41,8 @@ class Process:
     parent: int
     group: int
     session: int
+    cpu_seconds: float
+    """Its own and that of children which it has waited for."""
 
     @property
     def is_zombie(self) -> bool:
@@ -87,7 +92,8 @@ def read(pid: int) -> Process | None:
         return None
     head, _, rest = stat.rpartition(")")
     fields = rest.split()
-    return Process(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[2]), int(fields[3]))
+    cpu_seconds = sum(map(int, fields[11:15])) / TICKS_PER_S
+    return Process(pid, head.partition("(")[2], fields[0], int(fields[1]), int(fields[2]), int(fields[3]), cpu_seconds)
 
 
 def processes() -> Iterator[Process]:
@@ -97,15 +103,25 @@ def processes() -> Iterator[Process]:
             yield process
 
 
-def members(leader: int, marker: str) -> Members:
+def members(leader: int, marker: str, leaf: Leaf | None = None) -> Members:
     """Search a tree. The leader's pid must be pinned (not reaped), or it may mean someone else; ``leader`` 0 stands
-    for none: then only the marker counts."""
-    everyone = tuple(processes())
-    found = {p.pid: p for p in everyone if _belongs(p, leader, marker)}
+    for none: then only the marker counts, and the leaf."""
+    found = search(leader, marker, leaf)
+    mapped = [_shared_memory(process.pid) for process in found]
+    return Members(found, frozenset[Path]().union(*mapped))
+
+
+def search(leader: int, marker: str, leaf: Leaf | None = None) -> tuple[Process, ...]:
+    """The processes of a tree, as ``members`` finds them."""
+    everyone, me = tuple(processes()), os.getpid()
+    inside = leaf.pids() if leaf else frozenset[int]()
+    found = {p.pid: p for p in everyone if p.pid in inside or _belongs(p, leader, marker)}
     # A zombie shows no environment any more; it belongs where its parent does.
     found |= {p.pid: p for p in everyone if p.is_zombie and p.parent in found}
-    mapped = [_shared_memory(pid) for pid in found]
-    return Members(tuple(found.values()), frozenset[Path]().union(*mapped))
+    if leaf:
+        # One that we have adopted has no other parent than us, but is still known to its leaf.
+        found |= {p.pid: p for p in everyone if p.is_zombie and p.parent == me and leaf.holds(p.pid)}
+    return tuple(found.values())
 
 
 def _belongs(process: Process, leader: int, marker: str) -> bool:
@@ -140,9 +156,11 @@ def _is_tidier(pid: int) -> bool:
         return False
 
 
-def kill(found: Members, leader: int, marker: str, spared: Container[int] = ()) -> list[Dying]:
+def kill(
+    found: Members, leader: int, marker: str, spared: Container[int] = (), leaf: Leaf | None = None
+) -> list[Dying]:
     """Send SIGKILL to everyone who was found and is still who it was, but for the pids in ``spared``; returns them, and
-    who had ended already."""
+    who had ended already. If nobody is to be spared, whoever was born in the leaf since is killed as well."""
     if leader and not spared:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader, signal.SIGKILL)
@@ -154,12 +172,14 @@ def kill(found: Members, leader: int, marker: str, spared: Container[int] = ()) 
             one = Dying(process.pid)
             # The number may have a new owner since it was read; from here on the descriptor pins it.
             now = read(process.pid)
-            if now is None or not (now.is_zombie or _belongs(now, leader, marker)):
+            if now is None or not (now.is_zombie or _belongs(now, leader, marker) or (leaf and leaf.holds(now.pid))):
                 continue
             if leader and not process.is_zombie and leader not in (process.session, process.group):
                 _log.warning("process.escaped pid=%d name=%s leader=%d", process.pid, process.name, leader)
             one.kill()
             dying.append(one)
+    if leaf and not spared:
+        leaf.kill()
     return dying
 
 
@@ -218,6 +238,11 @@ async def exits(dying: Iterable[Dying]) -> None:
             await ended.wait()
         finally:
             loop.remove_reader(one.descriptor)
+
+
+def cpu_seconds(leader: int, marker: str) -> float:
+    """Processor time of a tree's members and of the children that they have waited for."""
+    return sum(process.cpu_seconds for process in search(leader, marker))
 
 
 def memory_bytes(leader: int) -> int:
