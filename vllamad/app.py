@@ -58,6 +58,7 @@ from vllamad.models.loading import Loading
 from vllamad.models.receiving import Receiving
 from vllamad.models.sizing import Sizing, SizingRules
 from vllamad.operations.registry import Operations
+from vllamad.process import cgroup
 from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
 from vllamad.supervisor.limits import WorkerLimits
@@ -96,7 +97,7 @@ class Daemon:
         self._end_sink = add_sink(self._keep_line, loop.call_soon_threadsafe)
 
         python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
-        self._launcher = PosixLauncher(str(places.runtime))
+        self._launcher = PosixLauncher(str(places.runtime), cgroup.settle())
         self._memory = DeviceMemory()
         engine = VllmEngine(
             self._engine_options(python),

@@ -139,9 +139,6 @@ class FakeChild:
         self.exit(-9)
         self.tree_is_gone = True
 
-    def pids(self) -> frozenset[int]:
-        return frozenset() if self.tree_is_gone else frozenset({self._pid})
-
     def memory_bytes(self) -> int:
         return 1 << 30
 

@@ -101,10 +101,6 @@ class Child(Protocol):
         """SIGKILL to the tree, reap it, and return when no process of it is left. Safe to call again."""
         ...
 
-    def pids(self) -> frozenset[int]:
-        """Living processes of the tree now. Blocking: call it in a thread."""
-        ...
-
     def memory_bytes(self) -> int:
         """Resident bytes of the whole tree now, shared pages counted once where the kernel tells (PSS), else RSS."""
         ...

@@ -213,13 +213,6 @@ class PosixChild:
             if tries:
                 await asyncio.sleep(SWEEP_PAUSE_S)
 
-    def pids(self) -> frozenset[int]:
-        """See ``Child.pids``."""
-        if self._is_gone:
-            return frozenset()
-        found = tree.members(self.pid, self._marker).processes
-        return frozenset(process.pid for process in found if not process.is_zombie)
-
     def memory_bytes(self) -> int:
         """See ``Child.memory_bytes``. Takes some 10 ms per GiB: call it in a thread."""
         return 0 if self._is_gone else tree.memory_bytes(self.pid)
