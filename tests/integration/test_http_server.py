@@ -14,9 +14,12 @@ import pytest
 
 from tests.fakes.http_services import Answer, FakeStream, World, died, event, make_world, model, refusal
 from vllama.reasons import Reason
+from vllamad.dialects.passing import WIRES
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.operation import FileProgress, Progress
+from vllamad.http.audio import AUDIO
 from vllamad.http.port_owner import port_owner
+from vllamad.http.realtime import REALTIME
 from vllamad.http.server import HttpServer, make_app
 from vllamad.http.services import Policy
 
@@ -414,6 +417,43 @@ def test_unload_works_without_a_worker_and_not_without_a_model() -> None:
         assert world.gate.keep_alives == []
 
     run(work())
+
+
+# --- what engines have and nobody gets ---
+
+STEERING = (
+    "/sleep", "/wake_up", "/is_sleeping", "/release_kv_cache_memory", "/collective_rpc", "/reset_prefix_cache",
+    "/reset_mm_cache", "/reset_encoder_cache", "/server_info", "/pause", "/resume", "/is_paused", "/abort_requests",
+    "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update",
+    "/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version",
+    "/weight_info", "/weight_checker", "/get_world_size", "/start_profile", "/stop_profile", "/scale_elastic_ep",
+    "/is_scaling_elastic_ep", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/invocations", "/metrics",
+)  # fmt: skip
+"""Routes by which vLLM 0.32 is steered or looked into. An engine that can sleep has all of them, without any key."""
+
+
+def test_no_route_that_steers_an_engine_is_there_for_clients() -> None:
+    world = make_world(model("m"))
+
+    async def work() -> None:
+        async with serving(world) as session:
+            for path in STEERING:
+                for tried in (path, f"{path}?level=1", f"{path}/", f"/v1{path}", f"/api{path}"):
+                    for method in ("GET", "POST"):
+                        async with session.request(method, tried, json={"model": "m"}) as answer:
+                            assert answer.status == 404, (method, tried)
+        assert world.lease.asked == []
+
+    run(work())
+
+
+def test_clients_reach_no_other_path_of_an_engine_than_these() -> None:
+    """A route that is added here has to be looked at: engines that can sleep have routes that nobody may reach."""
+    assert {wire.path for wire in WIRES.values()} | set(AUDIO) | {REALTIME} == {
+        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+        "/v1/embeddings", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/classify", "/pooling",
+        "/tokenize", "/detokenize", "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/realtime",
+    }  # fmt: skip
 
 
 # --- the listener ---
