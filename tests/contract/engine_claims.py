@@ -335,6 +335,86 @@ CLAIMS: tuple[Claim, ...] = (
 """Claims that leave the engine as it was; ``sigterm_ends_it`` does not."""
 
 
+# --- the claims about sleep ------------------------------------------------------------------------------------------
+
+DEVELOPMENT = {"VLLM_SERVER_DEV_MODE": "1"}
+"""What these claims need in the environment; on CPU it is all that they need, and nothing is freed."""
+
+
+async def after_each_level_it_is_the_same(engine: Running) -> None:
+    request = {"messages": QUESTION, "temperature": 0, "max_tokens": 12}
+    _, before = await engine.post("/v1/chat/completions", request)
+    await engine.client.canary()
+    for level in (1, 2, 1):
+        assert not await engine.client.is_sleeping()
+        await engine.client.sleep(level)
+        assert await engine.client.is_sleeping()
+        await engine.client.wake()
+        assert not await engine.client.is_sleeping()
+        await engine.client.canary()
+        _, after = await engine.post("/v1/chat/completions", request)
+        assert after["choices"][0]["message"] == before["choices"][0]["message"]
+
+
+async def asleep_it_is_healthy_and_lets_requests_wait(engine: Running) -> None:
+    """Neither refused nor answered: nobody may be let through to a sleeper."""
+    await engine.client.sleep(1)
+    assert await engine.client.is_healthy()
+    asking = asyncio.create_task(engine.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 2}))
+    done, _ = await asyncio.wait({asking}, timeout=0.5)
+    assert not done
+    await engine.client.wake()
+    status, body = await asking
+    assert (status, body["choices"][0]["finish_reason"]) == (200, "length")
+
+
+async def a_second_sleep_is_believed_and_not_done(engine: Running) -> None:
+    """Why no level is reached from another: the client asks for none."""
+    assert await engine.post("/sleep?level=1", {}) == (200, {"status": "sleeping", "level": 1})
+    assert await engine.post("/sleep?level=2", {}) == (200, {"status": "sleeping", "level": 2})
+    assert (await engine.post("/wake_up", {}))[1]["status"] == "awake"
+    await engine.client.sleep(1)
+    try:
+        await engine.client.sleep(2)
+    except VllamaError as error:
+        assert error.reason is Reason.ENGINE_DIED and "sleeps at level 1" in error.message
+    else:
+        raise AssertionError("it said that it went from level 1 to level 2")
+    await engine.client.wake()
+    await engine.client.canary()
+
+
+async def memory_wakes_piece_by_piece(engine: Running) -> None:
+    assert (await engine.post("/wake_up", {}))[1]["status"] == "awake"
+    assert (await engine.post("/sleep?level=2", {}))[0] == 200
+    for tags, status in (("nothing", "sleeping"), ("weights", "sleeping"), ("kv_cache", "awake")):
+        assert await engine.post(f"/wake_up?tags={tags}", {}) == (200, {"status": status, "tags": [tags]})
+        if tags == "weights":
+            assert await engine.post("/collective_rpc", {"method": "reload_weights"}) == (200, {"results": [None]})
+    await engine.client.canary()
+
+
+async def wrong_calls_are_refused(engine: Running) -> None:
+    for path, body, expected in (
+        ("/sleep?level=3", {}, 400),
+        ("/collective_rpc", {}, 400),
+        ("/collective_rpc", {"method": "no_such_method"}, 500),
+    ):
+        status, answer = await engine.post(path, body)
+        assert (status, answer["error"]["code"]) == (expected, expected)
+    assert not await engine.client.is_sleeping()
+
+
+SLEEP_CLAIMS: tuple[Claim, ...] = (
+    after_each_level_it_is_the_same,
+    asleep_it_is_healthy_and_lets_requests_wait,
+    a_second_sleep_is_believed_and_not_done,
+    memory_wakes_piece_by_piece,
+    wrong_calls_are_refused,
+)
+"""Claims about an engine with ``DEVELOPMENT``; they leave it awake."""
+
+
 # --- the claims about one that pools ---------------------------------------------------------------------------------
 
 
@@ -397,6 +477,15 @@ async def dimensions_are_refused(engine: Reached) -> None:
 async def nothing_is_generated(engine: Reached) -> None:
     for path, request in (("/v1/chat/completions", {"messages": QUESTION}), ("/v1/completions", {"prompt": "a"})):
         assert await engine.post(path, request) == (404, {"detail": "Not Found"})
+
+
+async def one_that_pools_sleeps_too(engine: Reached) -> None:
+    """Needs ``DEVELOPMENT``."""
+    await engine.client.canary()
+    for level in (1, 2):
+        await engine.client.sleep(level)
+        await engine.client.wake()
+        await engine.client.canary()
 
 
 POOLING_CLAIMS: tuple[Callable[[Reached], Any], ...] = (

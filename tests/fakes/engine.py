@@ -25,12 +25,14 @@ from typing import Any
 
 import engine_faces as faces
 from engine_answers import Card, Refused, chunks, count_tokens, embeddings, plan, sse, whole
+from engine_sleep import NONSENSE, Sleep
 
 CORE_DEATH_TO_EXIT_S = 1.0
 GENERATING_ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
 }  # fmt: skip
 POOLING_ROUTES = {"/v1/embeddings", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank"}
+DEVELOPMENT_ROUTES = {("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping"), ("POST", "/collective_rpc")}
 POLL_S = 0.01
 """How soon a stream notices that its client has gone."""
 
@@ -69,6 +71,14 @@ class Faults:
     """Close the connection without an answer, for so many generation requests."""
     close_idle: bool = False
     """Close kept-alive connections after each answer without having said so."""
+    hang_sleep: bool = False
+    """/sleep takes the request and never answers."""
+    sleep_fails: bool = False
+    """/sleep says 500, and requests wait from then on."""
+    wake_fails: bool = False
+    """/wake_up says 500: somebody else has the memory."""
+    wake_garbage: bool = False
+    """After level 2 answer nonsense, although the weights were read again (seen with some models of vLLM)."""
     has_audio: bool = False
     """Serve recordings and the realtime websocket, as for a model that transcribes."""
     token_delay_s: float = 0.0
@@ -113,6 +123,7 @@ class FakeEngine:
         self.requests: deque[dict[str, Any]] = deque(maxlen=50)
         self.connections: set[asyncio.StreamWriter] = set()
         self.adapters: dict[str, str] = {}
+        self.sleep = Sleep()
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -238,8 +249,10 @@ class FakeEngine:
         self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> bool:
         """Answer one request; True if the connection may be used again."""
-        path = path.partition("?")[0]
+        path, _, query = path.partition("?")
         try:
+            if os.environ.get("VLLM_SERVER_DEV_MODE") == "1" and (method, path) in DEVELOPMENT_ROUTES:
+                return await self.develop(writer, path, query, json.loads(body or b"{}"))
             if method == "POST" and path.startswith("/v1/audio/"):
                 return await self.hear(writer, path, headers, body)
             if method == "POST":
@@ -251,6 +264,22 @@ class FakeEngine:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             kind = {"message": f"{error!r}", "type": "Bad Request", "param": None, "code": 400}
             return await respond(writer, 400, {"error": kind})
+
+    async def develop(self, writer: asyncio.StreamWriter, path: str, query: str, body: dict[str, Any]) -> bool:
+        """One of the routes that only exist where the environment says so."""
+        faults = self.faults
+        match path:
+            case "/sleep":
+                if faults.hang_sleep:
+                    await asyncio.Event().wait()
+                answer = self.sleep.fall_asleep(query, fails=faults.sleep_fails)
+            case "/wake_up":
+                answer = self.sleep.wake(query, fails=faults.wake_fails)
+            case "/collective_rpc":
+                answer = self.sleep.collective(body, spoils=faults.wake_garbage)
+            case _:
+                answer = {"is_sleeping": not self.sleep.awake.is_set()}
+        return await respond(writer, 200, answer)
 
     async def get(self, writer: asyncio.StreamWriter, path: str) -> bool:
         match path:
@@ -287,6 +316,7 @@ class FakeEngine:
             "running": self.running,
             "aborted": self.aborted,
             "finished": self.finished,
+            "sleep_level": self.sleep.level,
             "connections": len(self.connections),
             "requests": list(self.requests),
             "argv": sys.argv,
@@ -323,6 +353,7 @@ class FakeEngine:
             return await respond(writer, 404, {"detail": "Not Found"})
         if path == "/v1/messages/count_tokens":
             return await respond(writer, 200, faces.token_count(self.card, body))
+        await self.sleep.awake.wait()
         if path == "/v1/embeddings":
             return await self.embed(writer, body)
         if self.card.is_pooling:
@@ -344,6 +375,8 @@ class FakeEngine:
         number = self.served
         read = {"/v1/messages": faces.chat_of_messages, "/v1/responses": faces.chat_of_responses}.get(path)
         decided = plan(card, read(body) if read else body, is_chat=path != "/v1/completions")
+        if self.sleep.is_nonsense:
+            decided.tokens = [NONSENSE for _ in decided.tokens]
         if is_adapted:
             decided.tokens = [token.upper() for token in decided.tokens]
         if path == "/v1/messages":
@@ -410,6 +443,9 @@ class FakeEngine:
 
     async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> bool:
         answer = embeddings(self.card, body, self.served)
+        if self.sleep.is_nonsense:
+            for each in answer["data"]:
+                each["embedding"] = [float(at == 0) for at, _ in enumerate(each["embedding"])]
         return await self.once(writer, answer, self.faults.token_delay_s * len(answer["data"]))
 
     async def once(self, writer: asyncio.StreamWriter, answer: dict[str, Any], spent_s: float) -> bool:

@@ -76,6 +76,9 @@ class FakeClient:
         self.child = child
         self.streams: list[FakeStream] = []
         self.learnt: list[str] = []
+        self.asked: list[str] = []
+        """What was asked of it about sleep, in order: "canary", "sleep 2", "wake"."""
+        self.level = 0
         self.is_closed = False
 
     async def is_healthy(self) -> bool:
@@ -95,6 +98,26 @@ class FakeClient:
     async def learn(self, adapter: Adapter) -> None:
         self.learnt.append(adapter.name)
 
+    async def sleep(self, level: int) -> None:
+        await self._switch(f"sleep {level}")
+        self.level = level
+
+    async def wake(self) -> None:
+        await self._switch("wake")
+        self.level = 0
+
+    async def is_sleeping(self) -> bool:
+        return self.level > 0
+
+    async def canary(self) -> None:
+        await self._switch("canary")
+
+    async def _switch(self, what: str) -> None:
+        self.asked.append(what)
+        await self.child.switches.wait()
+        if what.partition(" ")[0] in self.child.fails_at:
+            raise VllamaError(Reason.ENGINE_DIED, f"cannot {what}: told to fail")
+
     async def close(self) -> None:
         self.is_closed = True
         for stream in self.streams:
@@ -109,6 +132,11 @@ class FakeChild:
         self.say = on_line
         self.healthy = asyncio.Event()
         self.is_hung = False
+        self.switches = asyncio.Event()
+        self.switches.set()
+        """While it is cleared, the engine does not come back from what it was asked about sleep."""
+        self.fails_at: set[str] = set()
+        """"sleep", "wake", "canary": what the engine fails at."""
         self.ignores_term = False
         self.is_unkillable = False
         self.was_terminated = False

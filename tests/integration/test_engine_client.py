@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from vllamad.domain.ports import Command, EnginePlace, EngineVersion, Launcher, 
 from vllamad.engine.client import UdsEngineClient
 from vllamad.engine.command import EngineOptions
 from vllamad.engine.engine import VllmEngine
+from vllamad.engine.sleep import SleepSwitch
 from vllamad.engine.version import EngineProbe
 from vllamad.process import tree
 from vllamad.process.child import PosixLauncher
@@ -44,11 +45,11 @@ class Theatre:
         """Run a scene on the shared engine, with a client of its own."""
         self._runner.run(self._on_shared(scene, idle_s, faults))
 
-    def own(self, scene: Scene, faults: str = "", **model: Any) -> None:
+    def own(self, scene: Scene, faults: str = "", environment: Mapping[str, str] | None = None, **model: Any) -> None:
         """Run a scene on a new engine."""
 
         async def on_own() -> None:
-            async with asyncio.timeout(3 * DEADLINE_S), started(faults, **model) as engine:
+            async with asyncio.timeout(3 * DEADLINE_S), started(faults, environment, **model) as engine:
                 await scene(engine)
 
         self._runner.run(on_own())
@@ -71,10 +72,10 @@ class Theatre:
 
 
 @asynccontextmanager
-async def started(faults: str, **model: Any) -> AsyncIterator[claims.Running]:
+async def started(faults: str, more: Mapping[str, str] | None = None, **model: Any) -> AsyncIterator[claims.Running]:
     with tempfile.TemporaryDirectory(prefix="vl-") as name:
         folder = Path(name)
-        environment = {"FAKE_ENGINE": faults}
+        environment = {"FAKE_ENGINE": faults, **(more or {})}
         async with claims.running(
             FAKE_PYTHON, claims.make_model(folder, **model), folder, deadline_s=DEADLINE_S, environment=environment
         ) as engine:
@@ -338,6 +339,152 @@ def test_embeddings_of_a_pooling_model(theatre: Theatre) -> None:
         assert status == 404
 
     theatre.own(scene, capabilities=(Capability.EMBEDDING,))
+
+
+# --- sleep -----------------------------------------------------------------------------------------------------------
+
+
+def sleepless(engine: claims.Running) -> UdsEngineClient:
+    """A client of its own: one that failed to sleep or wake is not used again."""
+    return UdsEngineClient(engine.places.socket)
+
+
+async def failure(work: Awaitable[object]) -> str:
+    """The message of a call about sleep that fails."""
+    with pytest.raises(VllamaError) as caught:
+        await work
+    assert caught.value.reason is Reason.ENGINE_DIED and caught.value.hint
+    return caught.value.message
+
+
+def test_a_sleep_that_fails_or_hangs_is_told(theatre: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(engine: claims.Running) -> None:
+        monkeypatch.setattr("vllamad.engine.sleep.SLEEP_DEADLINE_S", 0.2)
+        client = sleepless(engine)
+        await set_faults(engine, hang_sleep=True)
+        said = await failure(client.sleep(1))
+        assert said == "cannot put the engine to sleep at level 1: it did not answer /sleep in time"
+        await client.close()
+        await set_faults(engine, sleep_fails=True)
+        client = sleepless(engine)
+        assert "it refused /sleep with 500: Call to sleep method failed: CUDA Error" in await failure(client.sleep(2))
+        # As vLLM: it takes no requests from then on, which health does not tell.
+        assert await client.is_sleeping() and await client.is_healthy()
+        monkeypatch.setattr("vllamad.engine.sleep.CANARY_DEADLINE_S", 0.2)
+        assert "did not answer /v1/completions in time" in await failure(client.canary())
+        await client.close()
+
+    theatre.own(scene, environment=claims.DEVELOPMENT)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_wake_that_fails_is_told(theatre: Theatre, level: int) -> None:
+    async def scene(engine: claims.Running) -> None:
+        await engine.client.sleep(level)
+        await set_faults(engine, wake_fails=True)
+        said = await failure(engine.client.wake())
+        assert said.startswith(f"cannot wake the engine from level {level}: it refused /wake_up with 500: Call to")
+        await set_faults(engine)
+        await engine.client.wake()
+        await engine.client.canary()
+
+    theatre.own(scene, environment=claims.DEVELOPMENT)
+
+
+@pytest.mark.parametrize("capability", [Capability.COMPLETION, Capability.EMBEDDING])
+def test_the_canary_notices_weights_that_are_not_what_they_were(theatre: Theatre, capability: Capability) -> None:
+    async def scene(engine: claims.Running) -> None:
+        await engine.client.canary()
+        # Woken by a hand that does not know that the weights were dropped.
+        assert (await engine.post("/sleep?level=2", {}))[0] == (await engine.post("/wake_up", {}))[0] == 200
+        assert "it answers otherwise than before it slept" in await failure(engine.client.canary())
+        await set_faults(engine, wake_garbage=True)
+        await engine.client.sleep(2)
+        await engine.client.wake()
+        assert "it answers otherwise than before it slept" in await failure(engine.client.canary())
+        await set_faults(engine)
+        await engine.client.sleep(2)
+        await engine.client.wake()
+        await engine.client.canary()
+
+    theatre.own(scene, environment=claims.DEVELOPMENT, capabilities=(capability,))
+
+
+def test_without_its_development_routes_an_engine_does_not_sleep(theatre: Theatre) -> None:
+    async def scene(engine: claims.Running) -> None:
+        client = sleepless(engine)
+        assert "refused /sleep with 404" in await failure(client.sleep(1))
+        assert "refused /is_sleeping with 404" in await failure(client.is_sleeping())
+        await client.close()
+
+    theatre.shared(scene)
+
+
+def test_weights_are_read_between_the_two_halves_of_a_deep_wake() -> None:
+    calls: list[tuple[str, str, bytes | None]] = []
+
+    async def ask(method: str, path: str, body: bytes | None) -> Any:
+        calls.append((method, path, body))
+        return Told(b'{"status": "awake", "is_sleeping": false}')
+
+    async def scene() -> None:
+        switch = SleepSwitch(ask)
+        for level in (2, 1):
+            await switch.sleep(level)
+            await switch.wake()
+
+    asyncio.run(scene())
+    assert [(path, body) for _method, path, body in calls] == [
+        ("/sleep?level=2", None),
+        ("/wake_up?tags=weights", None),
+        ("/collective_rpc", b'{"method": "reload_weights"}'),
+        ("/wake_up?tags=kv_cache", None),
+        ("/sleep?level=1", None),
+        ("/wake_up", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b'{"choices": [{"text": "", "finish_reason": "abort"}]}', "cannot be read"),
+        (b'{"data": [{"embedding": []}]}', "cannot be read"),
+        (b"nonsense", "cannot be read"),
+        (b"[]", "cannot be read"),
+    ],
+)
+def test_an_answer_that_is_none_does_not_pass_for_one(answer: bytes, why: str) -> None:
+    async def ask(_method: str, _path: str, _body: bytes | None) -> Any:
+        return Told(answer)
+
+    assert why in asyncio.run(failure(SleepSwitch(ask).canary()))
+
+
+def test_vectors_of_no_numbers_are_no_answer() -> None:
+    async def ask(_method: str, path: str, _body: bytes | None) -> Any:
+        return Told(b'{"data": [{"embedding": [NaN, 1.0]}]}', 200 if path == "/v1/embeddings" else 404)
+
+    assert "cannot be read" in asyncio.run(failure(SleepSwitch(ask).canary()))
+
+
+def test_an_engine_that_cannot_be_asked_should_not_sleep() -> None:
+    async def ask(_method: str, _path: str, _body: bytes | None) -> Any:
+        return Told(b'{"detail": "Not Found"}', 404)
+
+    with pytest.raises(VllamaError, match="no route for a short question") as caught:
+        asyncio.run(SleepSwitch(ask).canary())
+    assert caught.value.reason is Reason.UNSUPPORTED
+
+
+class Told:
+    """An answer that is there already."""
+
+    def __init__(self, body: bytes, status: int = 200) -> None:
+        self.status = status
+        self._body = body
+
+    async def read(self) -> bytes:
+        return self._body
 
 
 def test_death_while_loading_leaves_the_reason_in_the_last_lines(short_folder: Path) -> None:

@@ -141,6 +141,18 @@ def test_eager_by_device_or_as_set(device: str, setting: bool | None, is_eager: 
 
 
 @pytest.mark.parametrize(
+    ("device", "is_asked", "can_sleep"),
+    [("cuda", True, True), ("cuda", False, False), ("cpu", True, False), ("cpu", False, False)],
+)
+def test_it_can_sleep_on_cuda_if_it_is_asked_to(device: str, is_asked: bool, can_sleep: bool) -> None:
+    command = build(device, replace(OPTIONS, sleep=is_asked))
+    assert ("--enable-sleep-mode" in command.argv) is can_sleep
+    assert (command.env.get("VLLM_SERVER_DEV_MODE") == "1") is can_sleep
+    # The variable also makes it log what refused requests had in them.
+    assert ("--no-log-error-stack" in command.argv) is can_sleep
+
+
+@pytest.mark.parametrize(
     ("asked", "known", "flag"),
     [(0, 40960, "auto"), (4096, 40960, "4096"), (99999, 40960, "40960"), (99999, 0, "99999")],
 )

@@ -274,6 +274,29 @@ class EngineClient(Protocol):
         if the adapter does not fit the model."""
         ...
 
+    async def sleep(self, level: int) -> None:
+        """Give the device's memory back: at level 1 weights are kept in the host's memory, at level 2 they are dropped.
+        Running requests are aborted, later ones wait for the wake. Only where the command line said so. Raises
+        ENGINE_DIED, also for a sleeper: no level is reached from another. After a failure, or when cancelled, the
+        engine is good for nothing but ``Child.terminate``."""
+        ...
+
+    async def wake(self) -> None:
+        """Take the memory again and serve; after level 2 the weights are read from disk. Returns when it says that it
+        is awake, which ``canary`` should confirm. Raises ENGINE_DIED; then as after ``sleep``."""
+        ...
+
+    async def is_sleeping(self) -> bool:
+        """True also while it takes no requests for another reason. Raises ENGINE_DIED."""
+        ...
+
+    async def canary(self) -> None:
+        """Have it answer a question of one token (or embed one short text), and remember what it says: raises
+        ENGINE_DIED if it does not answer in 30 s, or otherwise than the first time. So ask it once while it is known to
+        be good, before its first sleep, and after every wake; never while it sleeps. Raises UNSUPPORTED if it can do
+        neither: then nobody could tell, and it should not sleep."""
+        ...
+
     async def close(self) -> None:
         """Close every connection; streams that are open break."""
         ...

@@ -18,6 +18,7 @@ import aiohttp
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Adapter
+from vllamad.engine.sleep import SleepSwitch
 
 BASE = "http://engine"
 HEALTH_DEADLINE_S = 5.0
@@ -59,6 +60,7 @@ class UdsEngineClient:
         # For the second try of a request whose pooled connection was stale: the other pooled ones may be as old.
         self._fresh: aiohttp.ClientSession | None = None
         self._adapters: set[str] = set()
+        self._switch = SleepSwitch(self.open)
         self._is_closed = False
         self.served_name = ""
         """See ``EngineClient.served_name``."""
@@ -125,6 +127,22 @@ class UdsEngineClient:
                 "it must have been trained for this very base model",
             )
         self._adapters.add(adapter.name)
+
+    async def sleep(self, level: int) -> None:
+        """See ``EngineClient.sleep``."""
+        await self._switch.sleep(level)
+
+    async def wake(self) -> None:
+        """See ``EngineClient.wake``."""
+        await self._switch.wake()
+
+    async def is_sleeping(self) -> bool:
+        """See ``EngineClient.is_sleeping``."""
+        return await self._switch.is_sleeping()
+
+    async def canary(self) -> None:
+        """See ``EngineClient.canary``."""
+        await self._switch.canary()
 
     async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> "UdsEngineSocket":
         """See ``EngineClient.connect``."""

@@ -79,6 +79,8 @@ class EngineOptions:
     enforce_eager: bool | None = None
     cpu_count: int = 1
     has_bfloat16: bool = True
+    sleep: bool = False
+    """Have engines able to sleep, where they can: on CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,10 @@ def _device_flags(options: EngineOptions, chosen: ModelOptions, place: EnginePla
         # Still asked for then: the engine ends at once where less than this share is free (``request_memory``).
         share = math.floor(place.share * 10**SHARE_DIGITS) / 10**SHARE_DIGITS
         flags += ["--gpu-memory-utilization", str(share)]
+    if options.sleep:
+        # On CPU the first would be an error. The second takes back what the variable for the routes turns on as well:
+        # traces of every refused request, with what was in it.
+        flags += ["--enable-sleep-mode", "--no-log-error-stack"]
     return flags
 
 
@@ -292,6 +298,11 @@ def _environment(
         # By identifier, and instead of --device-ids: numbers move when a GPU is lost, and a GPU that an engine cannot
         # see gets no stray context of its.
         ours["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+    if options.sleep and not is_cpu:
+        # The routes for sleep and wake, and others that could run anything in the engine, without any key. Nobody but
+        # the daemon reaches them: the socket lies in a folder of mode 0700, and the HTTP face forwards a list of routes
+        # (``dialects/passing.py``) that has none of them.
+        ours["VLLM_SERVER_DEV_MODE"] = "1"
     inherited = inherited_environment(options)
     # Names that were asked for win over ours as well.
     asked = {name: value for name, value in inherited.items() if name in options.env_names}
