@@ -148,9 +148,13 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Sleeper:
-    """A worker as the ladder sees it. ``host_bytes`` is what it holds on each rung, see ``host_needs``; ``can_reload``
-    is False where the engine cannot read its weights again into what it has made of them; ``idle_s`` is how long nobody
-    asked for it."""
+    """A worker as the ladder sees it. ``host_bytes`` is what it holds on each rung, see ``host_needs``; ``idle_s`` is
+    how long nobody asked for it.
+
+    ``can_reload`` is False where reading the weights again in place is not to be trusted, or the question that is asked
+    afterwards would not notice: with adapters (broken in vLLM up to its issue 39934), with weights quantised while
+    loading, with eyes or ears (NVIDIA-NeMo/RL's issue 2631: a model that came back blind). Caution, not measured here.
+    """
 
     holder: str
     model: str
