@@ -327,6 +327,13 @@ class Scheduler:
         "Longer than engine.start_timeout, because another model may have to leave first.",
         unit="seconds",
     )
+    sleep: str = row(
+        Choice("off", "auto"),
+        "off",
+        "Let idle models sleep instead of stopping them, where engines can (CUDA, one GPU); auto: where it pays.",
+        "Waking is quicker than a start; weights may stay in the host's memory meanwhile. Not in use yet: it has not "
+        "run on a GPU.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
