@@ -168,7 +168,8 @@ def errors_page() -> str:
             [[code(str(reason)), row.meaning] for reason, row in REASONS.items()],
         ),
         "## On each face\n\nA dash: not seen there. HTTP is the status on our own and the OpenAI routes, Ollama the "
-        "one on `/api/*`, where its clients depend on its number. Retry is the Retry-After header in seconds. "
+        "one on `/api/*`, where its clients depend on its number. Retry is the usual Retry-After header in seconds; a "
+        "failure that knows better says so, in its fact `retry_after_s` too. "
         "Once the first byte of an answer is sent, the status is spent: the failure then comes in the stream, in the "
         "form of its dialect.\n",
         table(

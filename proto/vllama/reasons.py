@@ -45,7 +45,8 @@ class Row:
 
     ``http`` is the status on our own routes and the OpenAI face; ``ollama`` the one on ``/api/*``, which differs where
     Ollama's clients depend on Ollama's number. ``grpc`` names a member of ``grpc.StatusCode``. ``exit`` is vllamactl's
-    exit status. ``retry_after_s`` is the Retry-After header where waiting helps. ``0`` means: never seen on that face.
+    exit status. ``retry_after_s`` is the Retry-After header where waiting helps; a failure that knows better has a fact
+    of that name. ``0`` means: never seen on that face.
     """
 
     http: int

@@ -496,6 +496,30 @@ def test_our_own_errors_by_face(reason: Reason, status: int, message_status: int
     run(script, work)
 
 
+@pytest.mark.parametrize(
+    ("reason", "fact", "told"),
+    [
+        (Reason.ENGINE_START_FAILED, 28, "28"),
+        (Reason.ENGINE_DIED, 0.2, "1"),
+        (Reason.QUEUE_FULL, 40, "40"),
+        (Reason.QUEUE_FULL, 0, None),
+    ],
+)
+def test_a_failure_that_knows_when_to_ask_again_says_so_on_every_face(
+    reason: Reason, fact: float, told: str | None
+) -> None:
+    async def script(request: Request, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("not to be asked")
+
+    async def work(made: Wire, session: aiohttp.ClientSession) -> None:
+        made.world.gate.refusal = VllamaError(reason, "why", retry_after_s=fact)
+        for path in (PATHS["chat"], PATHS["messages"], "/api/chat"):
+            _status, headers, _body = await ask(made, session, path)
+            assert headers.get("Retry-After") == told
+
+    run(script, work)
+
+
 def test_a_body_over_the_limit_is_413_on_every_face() -> None:
     async def work(made: Wire, session: aiohttp.ClientSession) -> None:
         for path in PATHS.values():

@@ -1,5 +1,7 @@
 """The one exception of this house (floor 1). Raised where the facts are known, translated once per face."""
 
+import math
+
 from vllama.reasons import ROWS, Reason, Row
 
 Fact = str | int | float
@@ -23,6 +25,15 @@ class VllamaError(Exception):
     def row(self) -> Row:
         """The columns of the failure table for this reason."""
         return ROWS[self.reason]
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """Whole seconds after which asking again may help: what is known of this failure (the fact of that name; 0: it
+        does not help), else what the table says of its reason. None: nothing to wait for."""
+        fact = self.facts.get("retry_after_s")
+        if isinstance(fact, int | float):
+            return math.ceil(fact) if fact > 0 else None
+        return self.row.retry_after_s
 
     def __str__(self) -> str:
         return self.message

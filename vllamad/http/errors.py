@@ -22,8 +22,8 @@ def error_answer(error: VllamaError, call: Call) -> web.Response:
         case Face.ANTHROPIC:
             body = anthropic.error_body(error, call.id)
             answer = json_answer(body, _status(error, error.row.anthropic_status), PLAIN_JSON)
-    if error.row.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(error.row.retry_after_s)
+    if error.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(error.retry_after_s)
     return answer
 
 
