@@ -1,6 +1,8 @@
 """Real children: what a launcher promises, and that nothing is left of any tree."""
 
 import asyncio
+import json
+import mmap
 import os
 import signal
 import sys
@@ -306,9 +308,13 @@ DAEMON = """
     from vllamad.process.child import PosixLauncher
 
     async def main():
-        launcher = PosixLauncher(sys.argv[1])
+        launcher = PosixLauncher(sys.argv[1], notes=Path(sys.argv[3]) if len(sys.argv) > 3 else None)
         command = Command([sys.executable, "-S", "-c", sys.argv[2]], {"PYTHONUNBUFFERED": "1"}, Path("/"), "test")
-        child = launcher.spawn(command, lambda line: print(line, flush=True))
+        spoke = asyncio.Event()
+        child = launcher.spawn(command, lambda line: (print(line, flush=True), spoke.set()))
+        await spoke.wait()
+        child.memory_bytes()
+        print("noted", flush=True)
         await child.wait()
         print("child ended", flush=True)
         await asyncio.sleep(60)
@@ -348,6 +354,85 @@ def test_successor_kills_what_ignored_the_death_signal(play) -> None:
         assert await successor.kill_leftovers() == 0
         await daemon.kill_tree()
         await _reap(stage)
+
+    play(scene)
+
+
+HOLDS_SHARED_MEMORY = """
+    import mmap, os, signal
+    path = f'/dev/shm/vllama-test-{os.getpid()}'
+    with open(path, 'wb+') as file:
+        file.truncate(4096)
+        held = mmap.mmap(file.fileno(), 4096)
+    print('up', path)
+    signal.pause()
+"""
+
+
+async def _left_by_the_dead(stage: Stage, notes: Path) -> Path:
+    """A daemon and its child end without a word; returns what the child leaves in shared memory."""
+    argv = [sys.executable, "-c", textwrap.dedent(DAEMON), str(stage.folder / "dead")]
+    argv += [textwrap.dedent(HOLDS_SHARED_MEMORY), str(notes)]
+    daemon = stage.launcher.spawn(Command(argv, ENVIRONMENT, stage.folder, "daemon"), stage.take)
+    path = Path(await stage.line("up"))
+    await stage.line("noted")
+    ending = tree.Dying(int(path.name.rpartition("-")[2]))
+    os.kill(daemon.pid, signal.SIGKILL)
+    ending.kill()
+    await tree.exits([ending])
+    await daemon.kill_tree()
+    await _reap(stage)
+    assert path in shared_memory()
+    return path
+
+
+def test_successor_removes_shared_memory_of_which_no_process_is_left(play, tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        notes = tmp_path / "notes.json"
+        path = await _left_by_the_dead(stage, notes)
+        successor = PosixLauncher(str(stage.folder / "dead"), notes=notes)
+        assert await successor.kill_leftovers() == 0
+        assert path not in shared_memory()
+        notes.write_text("damaged")
+        assert await successor.kill_leftovers() == 0
+
+    play(scene)
+
+
+def test_successor_leaves_shared_memory_that_lives_or_is_somebody_elses(play, tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        notes = tmp_path / "notes.json"
+        path = await _left_by_the_dead(stage, notes)
+        left = notes.read_bytes()
+        successor = PosixLauncher(str(stage.folder / "dead"), notes=notes)
+        with path.open("rb+") as file, mmap.mmap(file.fileno(), 4096):
+            await successor.kill_leftovers()
+            assert path in shared_memory(), "somebody uses it"
+        path.rename(path.with_suffix(".old"))
+        path.write_bytes(b"another one of that name")
+        notes.write_bytes(left)
+        await successor.kill_leftovers()
+        assert path in shared_memory()
+        path.unlink()
+        path.with_suffix(".old").unlink()
+        outside = tmp_path / "precious"
+        outside.touch()
+        notes.write_text(json.dumps({"files": {str(outside): outside.stat().st_ino}}))
+        await successor.kill_leftovers()
+        assert outside.exists()
+
+    play(scene)
+
+
+def test_shared_memory_that_was_noted_is_removed_though_everybody_died_before_the_kill(play, tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(HOLDS_SHARED_MEMORY)
+        path = Path(await stage.line("up"))
+        child.memory_bytes()
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait()
+        await child.kill_tree()
+        assert path not in shared_memory()
 
     play(scene)
 

@@ -26,6 +26,7 @@ from vllamad.domain.ports import Command
 from vllamad.process import tree
 from vllamad.process.cgroup import Leaf, Leaves
 from vllamad.process.output import PipeReader
+from vllamad.process.shared import SharedMemoryNotes
 
 LAUNCH = Path(__file__).with_name("launch.py")
 
@@ -41,13 +42,15 @@ class PosixLauncher:
     """Starts children on this machine. Fills ``Launcher``.
 
     ``owner`` (such as the path of the runtime folder) tells the children of this daemon from those of another one on
-    the same machine, and lets a successor find them. ``leaves`` is where their control groups go, None for none. Makes
+    the same machine, and lets a successor find them. ``leaves`` is where their control groups go, None for none.
+    ``notes`` is a file for what the successor cannot find that way once the children are dead: see ``shared.py``. Makes
     the process a child subreaper.
     """
 
-    def __init__(self, owner: str, leaves: Leaves | None = None) -> None:
+    def __init__(self, owner: str, leaves: Leaves | None = None, notes: Path | None = None) -> None:
         self._owner = owner
         self._leaves = leaves
+        self._notes = SharedMemoryNotes(notes)
         self._children: dict[int, PosixChild] = {}
         self._orphans: set[int] = set()
         tree.become_subreaper()
@@ -86,19 +89,21 @@ class PosixLauncher:
             if stdin != subprocess.DEVNULL:
                 os.close(stdin)
         output = PipeReader(read_end, on_line, command.longest_line_bytes)
-        child = PosixChild(process, marker, leaf, command.title, output, loop, self._forget)
+        child = PosixChild(process, marker, leaf, command.title, output, loop, self._notes, self._forget)
         self._children[process.pid] = child
         _log.info("process.spawn title=%s pid=%d program=%s", command.title, process.pid, program)
         return child
 
     async def kill_leftovers(self) -> int:
-        """Kill what a predecessor with the same ``owner`` left behind; returns how many processes that were. Call once
-        at start, when it is certain (by the lock) that no other daemon with this owner runs."""
+        """Kill what a predecessor with the same ``owner`` left behind, and remove what is left of it in shared memory;
+        returns how many processes that were. Call once at start, when it is certain (by the lock) that no other daemon
+        with this owner runs."""
         leaves = self._leaves.left(self._owner) if self._leaves else []
         count = await self._clear(None)
         for leaf in leaves:
             count += await self._clear(leaf)
             await leaf.discard()
+        await asyncio.to_thread(self._remove_unowned)
         if count:
             _log.warning("process.leftovers killed=%d: an earlier daemon did not end by itself", count)
         return count
@@ -136,6 +141,10 @@ class PosixLauncher:
         self._orphans = found - due
         return tree.reap(due - self._children.keys())
 
+    def _remove_unowned(self) -> None:
+        if noted := set(self._notes.left_behind()):
+            remove_files(noted - tree.mapped_by_anyone())
+
     def _forget(self, pid: int) -> None:
         self._children.pop(pid, None)
 
@@ -151,6 +160,7 @@ class PosixChild:
         title: str,
         output: PipeReader,
         loop: asyncio.AbstractEventLoop,
+        notes: SharedMemoryNotes,
         on_gone: Callable[[int], None],
     ) -> None:
         self._process = process
@@ -159,6 +169,7 @@ class PosixChild:
         self._title = title
         self._output = output
         self._loop = loop
+        self._notes = notes
         self._on_gone = on_gone
         self._exited = asyncio.Event()
         self._status = 0
@@ -214,8 +225,12 @@ class PosixChild:
                 await asyncio.sleep(SWEEP_PAUSE_S)
 
     def memory_bytes(self) -> int:
-        """See ``Child.memory_bytes``. Takes some 10 ms per GiB: call it in a thread."""
-        return 0 if self._is_gone else tree.memory_bytes(self.pid)
+        """See ``Child.memory_bytes``. Takes some 10 ms per GiB: call it in a thread. What the tree has in shared memory
+        is noted on the way: it is asked now and then, and when an engine has got ready."""
+        if self._is_gone:
+            return 0
+        self._notes.note(self.pid, tree.shared_memory(self.pid))
+        return tree.memory_bytes(self.pid)
 
     def pids(self) -> frozenset[int]:
         """See ``Child.pids``. Without a leaf it searches ``/proc``: call it in a thread."""
@@ -265,7 +280,7 @@ class PosixChild:
         self._process.returncode = self._status
         os.close(self._descriptor)
         self._output.close()
-        remove_files(self._shared_memory)
+        remove_files(self._shared_memory.union(self._notes.forget(self.pid)))
         self._on_gone(self.pid)
 
 

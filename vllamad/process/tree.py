@@ -259,15 +259,29 @@ def _resident_bytes(pid: int) -> int:
     return 0
 
 
-def _shared_memory(pid: int) -> set[Path]:
+def shared_memory(leader: int) -> dict[Path, int]:
+    """Files in /dev/shm that a leader's session has mapped, with their inodes."""
+    found: dict[Path, int] = {}
+    for process in processes():
+        if process.session == leader and not process.is_zombie:
+            found |= _shared_memory(process.pid)
+    return found
+
+
+def mapped_by_anyone() -> set[Path]:
+    """Files in /dev/shm that some process on this machine has mapped, as far as we may look."""
+    return {path for process in processes() for path in _shared_memory(process.pid)}
+
+
+def _shared_memory(pid: int) -> dict[Path, int]:
     """Files in /dev/shm that a process has mapped: after SIGKILL nobody else removes them (vLLM's queues between
     processes are 400 MB there)."""
     try:
         maps = (PROC / str(pid) / "maps").read_text("utf-8", "replace")
     except OSError:
-        return set()
+        return {}
     return {
-        Path(line[start:])
+        Path(line[start:]): int(line.split(maxsplit=5)[4])
         for line in maps.splitlines()
         if (start := line.find(SHARED_MEMORY)) >= 0 and not line.endswith(" (deleted)")
     }
