@@ -173,6 +173,7 @@ def test_every_key_can_come_from_its_variable(machine: Machine) -> None:
         "server.origins": "http://x",
         "models.hub_endpoint": "http://x",
         "auth.api_keys": "sk-0123456789abcdef",
+        "models.restore": "false",
     }
     for row in FILE_ROWS.values():
         options = getattr(row.kind, "options", None)

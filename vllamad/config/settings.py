@@ -126,6 +126,13 @@ class Models:
         flag="--preload",
         metavar="MODEL",
     )
+    restore: bool = row(
+        Boolean(),
+        True,
+        "Load again after a start what was loaded when the daemon ended.",
+        "However it ended. What has expired meanwhile is left out; the one that was used last comes first, as many as "
+        "there is room for. The daemon is ready before they are.",
+    )
     aliases: tuple[tuple[str, str], ...] = row(
         TextTable('a table of model names like {"gpt-4o" = "qwen3:8b"}', check_model_name),
         (),

@@ -2,7 +2,7 @@
 with fakes, and one suite of claims per port runs on both.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from vllamad.domain.footprint import EngineSettings, Footprint
 from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
+from vllamad.domain.restore import LoadedModel
 
 
 class Clock(Protocol):
@@ -487,6 +488,19 @@ class Uploads(Protocol):
 
     def sweep(self, *, all_temporary: bool = False) -> None:
         """Remove what nobody used in time, and at start what a crash left incomplete."""
+        ...
+
+
+class LoadedStore(Protocol):
+    """Which models are loaded, for the next start. Synchronous: callers run it in a thread, and not for every request:
+    a record waits for the disk."""
+
+    def load(self) -> list[LoadedModel]:
+        """What was recorded last; [] if there is nothing, or nothing that can be read (the log says so)."""
+        ...
+
+    def record(self, models: Iterable[LoadedModel]) -> None:
+        """Replace what was recorded, atomically and durably. What cannot be written is said in the log."""
         ...
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vllamad.domain.footprint import Footprint, Origin, Window
-from vllamad.hub.solid import make_folder, sync_folder, write_whole
+from vllamad.hub.solid import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,7 @@ class FootprintStore:
         return entries
 
     def _write(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        make_folder(self._path.parent)
-        temporary = self._path.with_name(f".tmp-{self._path.name}")
-        write_whole(temporary, json.dumps({"format": FORMAT, "footprints": entries}, indent=1).encode())
-        temporary.replace(self._path)
-        sync_folder(self._path.parent)
+        replace_file(self._path, json.dumps({"format": FORMAT, "footprints": entries}, indent=1).encode())
 
 
 _NUMBERS = (

@@ -65,6 +65,16 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Put ``content`` in place of a small file: after a crash there is the old content or the new one. The folder is
+    made if need be. Not for several threads or processes at once: what a crash leaves is overwritten by the next."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".tmp-{path.name}")
+    write_whole(temporary, content)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file in hex, read in big blocks."""
     with path.open("rb", buffering=0) as file:
