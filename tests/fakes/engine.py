@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import mmap
 import os
 import shlex
 import signal
@@ -54,6 +55,8 @@ class Faults:
     """On SIGTERM, wait for open connections without limit (vLLM without --shutdown-timeout)."""
     leave_grandchild: bool = False
     """The core leads a session of its own, ignores SIGTERM and is not taken along."""
+    shared_memory: bool = False
+    """Map a file in /dev/shm, ``vllama-fake-PID``, as the queues between vLLM's processes are."""
     never_ready: bool = False
     hang_health: bool = False
     """/health takes the request and never answers."""
@@ -124,6 +127,8 @@ class FakeEngine:
         self.connections: set[asyncio.StreamWriter] = set()
         self.adapters: dict[str, str] = {}
         self.sleep = Sleep()
+        self.shared_memory = Path(f"/dev/shm/vllama-fake-{os.getpid()}")
+        self.mapped: mmap.mmap | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -133,6 +138,8 @@ class FakeEngine:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: None if self.faults.ignore_term else ended.set())
         log(f"vLLM server version 0.32.0, serving model {self.card.root}")
+        if self.faults.shared_memory:
+            self.share_memory()
         self.start_core()
         watching = asyncio.create_task(self.watch_core())
         log("Initializing a V1 LLM engine (v0.32.0) with config: fake", "EngineCore", self.core)
@@ -170,6 +177,11 @@ class FakeEngine:
             await asyncio.sleep(self.faults.die_after)
             self.crash()
 
+    def share_memory(self) -> None:
+        with self.shared_memory.open("wb+") as file:
+            file.truncate(4096)
+            self.mapped = mmap.mmap(file.fileno(), 4096)
+
     def start_core(self) -> None:
         self.core = os.fork()
         if self.core:
@@ -205,6 +217,7 @@ class FakeEngine:
     async def stop(self) -> None:
         log("[shutdown] API server: shutdown triggered")
         self.kill_core()
+        self.shared_memory.unlink(missing_ok=True)
         while self.faults.hang_on_open_streams and self.running:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
         # The socket stays behind, as vLLM's does.

@@ -30,7 +30,7 @@ class FakeStore:
     def load(self) -> list[Model]:
         return list(self.models.values())
 
-    def staging(self, key: str) -> Path:
+    def staging(self, key: str, *, is_resumable: bool = True) -> Path:
         return Path("/nowhere/staging") / key
 
     def discard(self, key: str) -> None:

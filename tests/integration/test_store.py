@@ -362,6 +362,34 @@ def test_staging_survives_a_restart_until_it_is_discarded_or_stale(tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "staging").iterdir()) == ["Org+Repo=main"]
 
 
+def test_staging_that_cannot_be_resumed_is_gone_after_a_restart(tmp_path: Path) -> None:
+    store = _open(tmp_path)
+    for key in ("Org/Repo:main", "other"):
+        (store.staging(key, is_resumable=False) / "half").write_bytes(b"some")
+    store.discard("other")
+    assert len(list((tmp_path / "staging").iterdir())) == 1
+    _open(tmp_path)
+    assert not list((tmp_path / "staging").iterdir())
+
+
+def test_a_model_can_be_committed_from_staging_that_cannot_be_resumed(tmp_path: Path) -> None:
+    store = _open(tmp_path)
+    folder = _write(store.staging("k", is_resumable=False) / "files", tiny_model())
+    store.commit(_ref("a/one"), StagedModel(folder, SOURCE))
+    assert list(_assert_sound(tmp_path)) == ["a/one:latest"]
+    assert not list((tmp_path / "staging").iterdir())
+
+
+def test_temporary_files_go_even_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
+    kept = _add(_open(tmp_path), "a/one", tiny_model())
+    (tmp_path / "manifests" / "a+two=latest.json").write_text("damaged")
+    blobs = sorted(path.name for path in (tmp_path / "blobs").iterdir())
+    (tmp_path / "blobs" / f".tmp-1-sha256-{'0' * 64}").write_text("half of a copy")
+    (tmp_path / "blobs" / f"sha256-{'1' * 64}").write_text("perhaps the damaged one's")
+    assert _open(tmp_path).load() == [kept]
+    assert sorted(path.name for path in (tmp_path / "blobs").iterdir()) == sorted([*blobs, f"sha256-{'1' * 64}"])
+
+
 def test_file_names_are_safe_and_different_for_different_keys() -> None:
     keys = ["a/b:c", "a+b=c", "a%2Fb", "..", ".", "a/../b", "é", "x" * 600, "x" * 601, "a b", "A/b:c"]
     names = [file_name(key) for key in keys]

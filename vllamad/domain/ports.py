@@ -399,9 +399,9 @@ class Store(Protocol):
         cannot be read."""
         ...
 
-    def staging(self, key: str) -> Path:
-        """The folder where the files of a download or conversion with this key are gathered; made if need be, found
-        again after a restart."""
+    def staging(self, key: str, *, is_resumable: bool = True) -> Path:
+        """The folder where the files of a download or conversion with this key are gathered; made if need be. After a
+        restart it is found again, or, if it is not ``is_resumable``, gone."""
         ...
 
     def discard(self, key: str) -> None:

@@ -97,9 +97,8 @@ class Contents:
                 remove_tree(Path(entry.path))
         for digest, files in folders.items():
             self.build_folder(digest, files)
-        if not knows_all:
-            return
         for entry in os.scandir(self.blobs):
-            if entry.name.removeprefix("sha256-") not in blobs:
+            is_unfinished = entry.name.startswith(TEMPORARY)
+            if is_unfinished or (knows_all and entry.name.removeprefix("sha256-") not in blobs):
                 log.info("store.orphan blob=%s", entry.name)
                 Path(entry.path).unlink(missing_ok=True)

@@ -6,7 +6,8 @@
     <folder>/blobs/sha256-<hex>            each content once, however many models share it; 0644
     <folder>/folders/<digest>/<path>       what the engine loads: links into blobs/ under the files' own names; the
                                            digest is that of the files alone, so models that share them share it
-    <folder>/staging/<key>/                downloads and conversions that are not complete; kept for resuming
+    <folder>/staging/<key>/                downloads that are not complete; kept for resuming
+    <folder>/staging/.tmp-<key>/           what cannot be resumed: conversions, uploads on their way into the store
 
 A model exists from the moment its manifest is renamed into place, and is gone from the moment that is unlinked. What a
 crash leaves on either side (blobs, folders, temporary files that no manifest names) is removed when the store is loaded
@@ -103,9 +104,10 @@ class ModelStore:
                 self._clean_up(self._models)
             return sorted(self._models.values(), key=lambda model: model.modified_time, reverse=True)
 
-    def staging(self, key: str) -> Path:
-        """The folder of the download or conversion ``key``; it survives restarts until discarded or committed."""
-        folder = self._staging / file_name(key)
+    def staging(self, key: str, *, is_resumable: bool = True) -> Path:
+        """The folder of the download or conversion ``key``, until discarded or committed; if it ``is_resumable``, it
+        survives restarts."""
+        folder = self._staging / (file_name(key) if is_resumable else _passing(key))
         with storage_faults("prepare a download", folder):
             for place in (self._folder, self._staging, folder):
                 make_folder(place)
@@ -113,9 +115,9 @@ class ModelStore:
 
     def discard(self, key: str) -> None:
         """Remove a staging folder; nothing happens if there is none."""
-        folder = self._staging / file_name(key)
-        with storage_faults("remove a partial download", folder):
-            remove_tree(folder)
+        for folder in (self._staging / file_name(key), self._staging / _passing(key)):
+            with storage_faults("remove a partial download", folder):
+                remove_tree(folder)
 
     def commit(
         self,
@@ -334,6 +336,11 @@ class ModelStore:
             elif self._now() - _newest(Path(entry.path)) > STALE_STAGING_S:
                 log.info("store.stale staging=%s", entry.name)
                 remove_tree(Path(entry.path))
+
+
+def _passing(key: str) -> str:
+    """The name of a staging folder that is of no use to another daemon; no key's file name begins so."""
+    return f"{TEMPORARY}{file_name(key)}"
 
 
 def _needed(models: Iterable[Model]) -> tuple[dict[str, Files], set[str]]:

@@ -218,7 +218,7 @@ class Catalog:
     async def _make_from_gguf(self, ref: ModelRef, file: Path, creation: Creation, report: Report) -> None:
         key = _staging_key("gguf", ref.key, str(file))
         await self._on_disk(self._store.discard, key)
-        staging = await self._on_disk(self._store.staging, key)
+        staging = await self._on_disk(self._store.staging, key, is_resumable=False)
         try:
             staged = await self._converter.convert_gguf(file, staging, report)
             await self._commit(ref, staged, None, report, creation)
@@ -234,7 +234,7 @@ class Catalog:
     ) -> None:
         report(Progress("converting model"))
         key = _staging_key("uploads", *(f"{path} {sha256}" for path, sha256 in sorted(files.items())))
-        staging = await self._on_disk(self._store.staging, key)
+        staging = await self._on_disk(self._store.staging, key, is_resumable=False)
         try:
             for path, sha256 in files.items():
                 await self._on_disk(_link, await self._uploaded(sha256), staging / path)
@@ -253,7 +253,7 @@ class Catalog:
             case FromUploads(files):
                 report(Progress("converting adapter"))
                 key = _staging_key("adapter", *(f"{path} {sha256}" for path, sha256 in sorted(files.items())))
-                staging = await self._on_disk(self._store.staging, key)
+                staging = await self._on_disk(self._store.staging, key, is_resumable=False)
                 try:
                     for path, sha256 in files.items():
                         await self._on_disk(_link, await self._uploaded(sha256), staging / path)

@@ -1,0 +1,126 @@
+"""What a daemon that was killed leaves behind, and that its successor clears it away and nothing else."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.daemon import Daemon
+from vllamad.hub.store import ModelStore
+
+NewHouse = Callable[..., Daemon]
+DEAF: dict[str, object] = {"ignore_term": True, "leave_grandchild": True, "shared_memory": True}
+"""An engine that does not end with its daemon."""
+MODELS = {"serving": {**DEAF, "tokens": 100_000, "token_delay_s": 0.01}, "loading": {**DEAF, "load_s": 60.0}}
+
+
+def chat(model: str, **more: object) -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": "hello"}], **more}
+
+
+def worker(daemon: Daemon, model: str) -> dict[str, Any]:
+    return next(each for each in daemon.workers() if each["model"] == f"{model}:latest")
+
+
+def wait_for(what: str, is_true: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+
+
+def shared(pid: int) -> Path:
+    return Path(f"/dev/shm/vllama-fake-{pid}")
+
+
+def interrupted_work(daemon: Daemon) -> list[Path]:
+    """What is on disk while models are made: as it lies there at the moment of a kill."""
+    models = daemon.state / "models"
+    conversion = ModelStore(models).staging("conversion", is_resumable=False) / "model.safetensors"
+    digest = "0" * 64
+    left = [
+        models / "manifests" / ".tmp-1-library+x=latest.json",
+        models / "blobs" / f".tmp-1-sha256-{digest}",
+        models / "blobs" / f"sha256-{digest}",
+        models / "folders" / f".tmp-1-{digest}" / "config.json",
+        models / "staging" / ".tmp-1-1" / "0",
+        models / "uploads" / ".tmp-1-abcdef",
+        conversion,
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    return left
+
+
+def test_kill_9_while_one_model_serves_and_another_loads_is_cleared_away_by_the_next_start(new_house: NewHouse) -> None:
+    daemon = new_house(VLLAMA_SCHEDULER_MAX_LOADED_MODELS="2", VLLAMA_ENGINE_TERM_GRACE="200ms", models=MODELS)
+    stream = daemon.open_stream("/api/chat", chat("serving", options={"num_predict": 1_000_000}))
+    assert stream.line()
+    waiting = daemon.open_waiting("/api/chat", chat("loading"))
+    wait_for("both are known", lambda: len(daemon.workers()) == 2 and all(each["pid"] for each in daemon.workers()))
+    files = [shared(each["pid"]) for each in daemon.workers()]
+    wait_for("both run", lambda: all(path.exists() for path in files) and len(daemon.processes()) == 4)
+    half = interrupted_work(daemon)
+    download = ModelStore(daemon.state / "models").staging("download") / "partial"
+    download.write_bytes(b"kept")
+
+    daemon.kill()
+    left = daemon.processes()
+    assert len(left) == 4, "the fault works: nobody ends by itself"
+    assert len(list((daemon.runtime / "workers").iterdir())) == 2
+    stream.hang_up()
+    waiting.hang_up()
+    daemon.start()
+
+    # A child that looks into the engine's interpreter may be there: it is the new daemon's.
+    assert not set(left) & set(daemon.processes())
+    assert not [path for path in files if path.exists()]
+    # What was loaded may be loading again, in a folder of its own.
+    assert {path.parent for path in daemon.leftovers()} <= {daemon.runtime, *worker_folders(daemon)}
+    assert not [path for path in half if path.exists()]
+    assert download.read_bytes() == b"kept", "a download is resumed, not begun anew"
+    answer = daemon.request("POST", "/api/chat", chat("serving", stream=False, options={"num_predict": 1}))
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGABRT])
+def test_no_signal_leaves_an_engine_behind_or_keeps_the_next_start_from_serving(
+    new_house: NewHouse, number: int
+) -> None:
+    daemon = new_house(models={"tiny": {"shared_memory": True}})
+    daemon.ctl("load", "tiny")
+    path = shared(worker(daemon, "tiny")["pid"])
+    daemon.stop(number)
+    daemon.wait_no_processes()
+    assert not path.exists()
+    daemon.start()
+    assert daemon.request("POST", "/api/chat", chat("tiny", stream=False, options={"num_predict": 1})).status == 200
+
+
+def worker_folders(daemon: Daemon) -> list[Path]:
+    return [daemon.runtime / "workers", *(path.parent for path in (daemon.runtime / "workers").rglob("s"))]
+
+
+@pytest.mark.xfail(strict=True, reason="the daemon gives its launcher no file for notes yet")
+def test_shared_memory_of_engines_that_were_killed_with_their_daemon_is_removed(new_house: NewHouse) -> None:
+    """As after the kernel, or an impatient service manager, has ended everyone at once."""
+    daemon = new_house(VLLAMA_ENGINE_TERM_GRACE="200ms", models={"tiny": DEAF})
+    daemon.ctl("load", "tiny")
+    path = shared(worker(daemon, "tiny")["pid"])
+    notes = daemon.state / "shared-memory.json"
+    try:
+        wait_for("it is noted", lambda: notes.exists() and path.name in notes.read_text(), 3.0)
+        daemon.kill()
+        for pid in daemon.processes():
+            os.kill(pid, signal.SIGKILL)
+        daemon.wait_no_processes()
+        assert path.exists()
+        daemon.start()
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
