@@ -66,6 +66,8 @@ class _History:
     failures: int = 0
     """Final ones since it was stable last."""
     error: VllamaError | None = None
+    times: str = ""
+    """How often it failed, in words."""
     failed_at: float = 0.0
     retry_at: float = -math.inf
     serving: dict[str, float] = field(default_factory=dict[str, float])
@@ -88,29 +90,36 @@ class Breaker:
 
     def changed(
         self, key: str, worker: str, before: WorkerRecord, after: WorkerRecord, error: VllamaError | None, now: float
-    ) -> None:
+    ) -> str:
         """``worker``, one of this model's, was stepped. ``error`` is what people are told when it came to FAILED, None
-        if that is not known. Call it after every step, in their order."""
+        if that is not known. Call it after every step, in their order.
+
+        Returns what was decided, as the rest of a sentence that begins with the model's name; "" mostly.
+        """
         history = self._histories.get(key)
         if before.cause is None and after.cause is not None and after.cause not in EXEMPT:
             history = history or self._histories.setdefault(key, _History([]))
             self._forgive(history, now)
             history.faults = [*history.faults, now][-BUDGET_FAULTS:]
         if history is None:
-            return
+            return ""
+        decided = ""
         self._forgive(history, now)
         if after.state not in _SERVING:
             history.serving.pop(worker, None)
         elif worker not in history.serving:
             history.serving[worker] = now
-            history.is_closed = True
+            if not history.is_closed:
+                history.is_closed = True
+                decided = f"is no longer given up: it is ready, after it had failed {history.times}"
         if after.state in _AT_REST and before.state not in _AT_REST:
             # Stopped by somebody on its way down from a final failure, it rests as STOPPED and has failed all the same.
             last = after if after.state is State.FAILED else before
             if last.is_final and last.cause is not None and last.cause not in EXEMPT:
-                self._failed(history, error, last.cause, now)
+                decided = self._failed(history, error, last.cause, now)
         if history.failures == 0 and not any(now - fault < BUDGET_WINDOW_S for fault in history.faults):
             del self._histories[key]
+        return decided
 
     def insist(self, key: str, now: float) -> None:
         """A person wants it loaded: the pause is over. How often it failed stays known, so that another failure opens
@@ -145,7 +154,7 @@ class Breaker:
         if history is None or self.status(key, now) is not Status.OPEN:
             return None
         assert history.error is not None
-        return refusal(model, history.error, history.failures, now - history.failed_at, history.retry_at - now)
+        return refusal(model, history.error, history.times, now - history.failed_at, history.retry_at - now)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -154,22 +163,26 @@ class Breaker:
         if is_stable and not history.is_spent(now):
             history.failures = 0
 
-    def _failed(self, history: _History, error: VllamaError | None, cause: Reason, now: float) -> None:
+    def _failed(self, history: _History, error: VllamaError | None, cause: Reason, now: float) -> str:
         history.failures += 1
         history.error = error or VllamaError(cause, "")
+        history.times = {1: "once", 2: "twice"}.get(history.failures, f"{history.failures} times in a row")
+        if history.is_spent(now):
+            history.times = f"{BUDGET_FAULTS} times within an hour"
         history.failed_at = now
         history.retry_at = now + pause_s(history.failures)
         history.is_closed = False
+        return f"is given up for {_span(pause_s(history.failures))}: it failed {history.times} ({cause})"
 
 
-def refusal(model: str, cause: VllamaError, failures: int, ago_s: float, retry_in_s: float) -> VllamaError:
-    """What a client gets while a model is given up: the cause, with its reason, and when asking again helps."""
+def refusal(model: str, cause: VllamaError, times: str, ago_s: float, retry_in_s: float) -> VllamaError:
+    """What a client gets while a model is given up: the cause, with its reason, how often that happened ("twice"), and
+    when asking again helps."""
     retry_after_s = max(1, math.ceil(retry_in_s))
-    times = {1: "once", 2: "twice"}.get(failures, f"{failures} times in a row")
     what = cause.message or f"cannot load {model}"
     # Models may share a worker: then the cause names the one that it was started for.
     told = what if model in what else f"cannot load {model}: {what}"
-    facts: dict[str, Fact] = {**cause.facts, "model": model, "failures": failures, "retry_after_s": retry_after_s}
+    facts: dict[str, Fact] = {**cause.facts, "model": model, "retry_after_s": retry_after_s}
     return VllamaError(
         cause.reason,
         f"{told} (failed {times}, last {_span(ago_s)} ago; {model} is tried again in {_span(retry_after_s)})",
@@ -180,4 +193,4 @@ def refusal(model: str, cause: VllamaError, failures: int, ago_s: float, retry_i
 
 def _span(seconds: float) -> str:
     whole = max(0, round(seconds))
-    return f"{whole} s" if whole < 120 else f"{round(whole / 60)} min"
+    return f"{whole} s" if whole < LONGEST_PAUSE_S else f"{round(whole / 60)} min"
