@@ -281,6 +281,8 @@ class Engine:
         Integer(1, 100),
         3,
         "Crashes in a row before a model is given up.",
+        "However long it served between them, the tenth within an hour is the last, unless this is more than 10. A "
+        "model that is given up is tried again after a pause, when somebody asks for it.",
     )
     backoff_s: float = row(
         Duration(can_be_forever=False),
