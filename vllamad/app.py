@@ -34,6 +34,7 @@ from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.budget import MARGIN_SHARE
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model, with_parsers
+from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
 from vllamad.domain.workload import Limits
@@ -49,6 +50,7 @@ from vllamad.http.server import HttpServer, make_app
 from vllamad.http.services import Policy, Services
 from vllamad.hub.convert import GgufConverter
 from vllamad.hub.footprints import FootprintStore
+from vllamad.hub.loaded import LoadedFile
 from vllamad.hub.pull import HuggingFaceHub
 from vllamad.hub.shapes import read_shape
 from vllamad.hub.store import ModelStore
@@ -56,6 +58,7 @@ from vllamad.hub.uploads import UploadFolder
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
 from vllamad.models.receiving import Receiving
+from vllamad.models.restoring import Restoring
 from vllamad.models.sizing import Sizing, SizingRules
 from vllamad.operations.registry import Operations
 from vllamad.process import cgroup
@@ -97,7 +100,7 @@ class Daemon:
         self._end_sink = add_sink(self._keep_line, loop.call_soon_threadsafe)
 
         python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
-        self._launcher = PosixLauncher(str(places.runtime), cgroup.settle())
+        self._launcher = PosixLauncher(str(places.runtime), cgroup.settle(), places.state / "shared-memory.json")
         self._memory = DeviceMemory()
         engine = VllmEngine(
             self._engine_options(python),
@@ -172,6 +175,15 @@ class Daemon:
             dict(settings.models.aliases),
         )
         self._loading = Loading(self._catalog, self._gate, self._supervisor, self._operations)
+        self._restoring = Restoring(
+            LoadedFile(places.state / "loaded.json"),
+            self._catalog,
+            self._gate,
+            self._supervisor,
+            self._operations,
+            self._clock,
+            is_on=settings.models.restore,
+        )
         self._control = ControlServer(
             places.socket,
             settings.control.group,
@@ -230,6 +242,7 @@ class Daemon:
         await self._launcher.kill_leftovers()
         await asyncio.to_thread(self._supervisor.clean_up)
         await self._catalog.load()
+        await self._restoring.begin()
         await self._look_at_disk()
         await self._control.start()
 
@@ -249,10 +262,11 @@ class Daemon:
         self._notifier.ready(self._summary())
         for name in self._loaded.settings.models.preload:
             self._preload(name)
+        self._restoring.load_again(but=[str(ModelRef.parse(name)) for name in self._loaded.settings.models.preload])
 
     def _preload(self, name: str) -> None:
         try:
-            self._loading.start(name)
+            self._loading.start(name, may_evict=False)
         except VllamaError as error:
             event(log, logging.ERROR, "daemon.preload", model=name, reason=error.reason, error=error.message)
 
@@ -283,6 +297,7 @@ class Daemon:
     async def _shut_down(self) -> None:
         settings = self._loaded.settings
         self._state = "DRAINING"
+        self._restoring.stop()
         self._notifier.stopping()
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
         self._notifier.extend(longest + CONTROL_GRACE_S)
@@ -311,6 +326,7 @@ class Daemon:
         while True:
             await self._memory.refresh()
             await self._look_at_disk()
+            await self._restoring.note()
             await self._launcher.reap_orphans()
             summary = self._summary()
             if summary != shown:

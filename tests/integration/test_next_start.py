@@ -106,7 +106,6 @@ def worker_folders(daemon: Daemon) -> list[Path]:
     return [daemon.runtime / "workers", *(path.parent for path in (daemon.runtime / "workers").rglob("s"))]
 
 
-@pytest.mark.xfail(strict=True, reason="the daemon gives its launcher no file for notes yet")
 def test_shared_memory_of_engines_that_were_killed_with_their_daemon_is_removed(new_house: NewHouse) -> None:
     """As after the kernel, or an impatient service manager, has ended everyone at once."""
     daemon = new_house(VLLAMA_ENGINE_TERM_GRACE="200ms", models={"tiny": DEAF})
@@ -124,3 +123,51 @@ def test_shared_memory_of_engines_that_were_killed_with_their_daemon_is_removed(
         assert not path.exists()
     finally:
         path.unlink(missing_ok=True)
+
+
+def test_what_was_loaded_is_loaded_again_with_the_rest_of_its_keep_alive(new_house: NewHouse) -> None:
+    daemon = new_house(models={"a": {}, "b": {}, "briefly": {}})
+    for name, keep_alive in (("a", "1h"), ("briefly", "1s"), ("b", -1)):
+        assert daemon.request("POST", "/api/generate", {"model": name, "keep_alive": keep_alive}).status == 200
+    record = daemon.state / "loaded.json"
+    wait_for("all is noted", lambda: record.exists() and '"b:latest"' in record.read_text(), 5.0)
+    daemon.kill()
+    time.sleep(1.5)
+    daemon.start()
+
+    def ready() -> dict[str, dict[str, Any]]:
+        return {each["model"]: each for each in daemon.workers() if each["state"] == "READY"}
+
+    wait_for("both are back", lambda: ready().keys() == {"a:latest", "b:latest"})
+    shown = {each["name"]: each["expires_at"] for each in daemon.request("GET", "/api/ps").json()["models"]}
+    assert len(shown) == 2
+    log = daemon.log.read_text()
+    assert log.rindex("restore.load model=b:latest") < log.rindex("restore.load model=a:latest"), "who was used last"
+    left = float(log.rpartition("restore.load model=a:latest left_s=")[2].split()[0])
+    assert 3500 < left < 3600
+    daemon.ctl("stop", "a")
+    wait_for("it is noted that a is gone", lambda: '"a:latest"' not in record.read_text(), 5.0)
+    daemon.stop()
+    assert '"b:latest"' in record.read_text(), "an orderly end unloads, and is no reason to forget"
+    daemon.start()
+    wait_for("b is back", lambda: ready().keys() == {"b:latest"})
+
+
+def test_restore_can_be_turned_off_and_never_evicts(new_house: NewHouse) -> None:
+    daemon = new_house(models={"a": {}, "b": {}}, VLLAMA_ENGINE_CPU_MEMORY_BYTES="4GiB")
+    for name in ("a", "b"):
+        assert daemon.request("POST", "/api/generate", {"model": name}).status == 200
+    wait_for("both are noted", lambda: '"b:latest"' in (daemon.state / "loaded.json").read_text(), 5.0)
+    daemon.kill()
+    daemon.environment["VLLAMA_ENGINE_CPU_MEMORY_BYTES"] = "2GiB"
+    daemon.environment["VLLAMA_MODELS_KEEP_ALIVE"] = "10m"
+    # Measurements would make them fit: both are as large as their estimates.
+    (daemon.state / "footprints.json").unlink()
+    daemon.start()
+    daemon.wait_log("restore.failed model=a:latest")
+    assert "no room for it as things are" in daemon.log.read_text()
+    wait_for("b is back", lambda: [each["model"] for each in daemon.workers()] == ["b:latest"])
+    daemon.kill()
+    daemon.environment["VLLAMA_MODELS_RESTORE"] = "false"
+    daemon.start()
+    assert daemon.workers() == []

@@ -233,6 +233,10 @@ def test_an_engine_that_cannot_be_started_is_an_honest_error() -> None:
         with pytest.raises(VllamaError, match="/no/python"):
             await caller.task
         house.launcher.error = None
+        with pytest.raises(VllamaError, match=r"failed once.*tried again in 10 s") as caught:
+            await house.ask(A).task
+        assert caught.value.retry_after_s == 10
+        house.clock.advance(10.0)
         again = house.ask(A)  # the next request tries anew
         await house.ready(A)
         await again.leave()

@@ -17,6 +17,7 @@ COLUMNS = (
     Column("SIZE"),
     Column("PROCESSOR"),
     Column("CONTEXT"),
+    Column("CPU", drop=2),
     Column("STATE"),
     Column("UNTIL"),
 )
@@ -45,6 +46,7 @@ def command(invocation: Invocation, prefix: str) -> None:
                     human.size(size_bytes(worker)) if size_bytes(worker) else "-",
                     processor(worker),
                     str(worker.context_length or "-"),
+                    f"{worker.cpu_time.seconds} s" if worker.HasField("cpu_time") else "-",
                     state(worker),
                     until(worker, now),
                 )

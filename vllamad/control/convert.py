@@ -130,6 +130,8 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
     if view.state is State.STARTING:
         message.load_phase = view.load_phase
         message.load_fraction = view.load_fraction
+    if view.cpu_s:
+        message.cpu_time.FromNanoseconds(int(view.cpu_s * 1e9))
     if view.load_s:
         message.load_duration.FromNanoseconds(int(view.load_s * 1e9))
     if view.expire_time is not None and not math.isinf(view.expire_time):

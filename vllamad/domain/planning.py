@@ -151,6 +151,13 @@ class _Round:
         if isinstance(found, Placement) and over <= 0:
             self._start(model, len(queue), holder, found, is_new=is_new)
             return
+        if not any(waiter.may_evict for waiter in queue):
+            if isinstance(found, NoPlace) and found.lack is Lack.LOADING:
+                self._wait(model, found.numbers)
+            else:
+                numbers = found.numbers if isinstance(found, NoPlace) else self._too_many()
+                self._refuse(model, queue, f"there is no room for it as things are: {numbers}")
+            return
         waited_s = self._now - min(waiter.since for waiter in queue)
         others = [
             one

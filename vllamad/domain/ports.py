@@ -147,11 +147,13 @@ class WorkerPlaces:
 @dataclass(frozen=True, slots=True)
 class EnginePlace:
     """What one engine may use: ``devices`` are GPUs by their drivers' keys, none on CPU; ``share`` is the part of each
-    that it may take in all, and ``cache_bytes`` of that are for its cache (0: its own choice)."""
+    that it may take in all, and ``cache_bytes`` of that are for its cache (0: its own choice). Beyond
+    ``host_limit_bytes`` of the machine's memory the kernel ends it, where it can (0: no limit)."""
 
     devices: tuple[str, ...] = ()
     share: float = 0.0
     cache_bytes: int = 0
+    host_limit_bytes: int = 0
 
 
 NO_PLACE = EnginePlace()

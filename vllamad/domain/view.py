@@ -34,6 +34,8 @@ class WorkerView:
     context_length: int
     reserved_bytes: int = 0
     cache_tokens: int = 0
+    cpu_s: float = 0.0
+    """Processor time that its present process has used, in all."""
     error: VllamaError | None = None
 
     @property

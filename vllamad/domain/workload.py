@@ -16,7 +16,8 @@ from vllamad.domain.worker import Goal, Held, State
 @dataclass(frozen=True, slots=True)
 class Waiter:
     """A request that waits. ``number`` grows with arrival and is its identity; ``key`` is that of the model it can be
-    served by; ``caller`` whom it is from (a key or an address); a higher ``priority`` goes first."""
+    served by; ``caller`` whom it is from (a key or an address); a higher ``priority`` goes first. One that may not
+    evict is loaded for only where memory is free."""
 
     number: int
     key: str
@@ -24,6 +25,7 @@ class Waiter:
     deadline: float
     caller: str = ""
     priority: int = 0
+    may_evict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,9 @@ class Worker:
 
     @property
     def is_leaving(self) -> bool:
-        """True if it gives up all that it holds without being asked again."""
-        return self.goal is Goal.STOP and self.held in {Held.FULL, Held.SMALL}
+        """True if it gives up all that it holds, or nearly so to sleep, without being asked again."""
+        falls_asleep = self.goal is Goal.SUSPEND and self.state is not State.SUSPENDED
+        return (self.goal is Goal.STOP or falls_asleep) and self.held in {Held.FULL, Held.SMALL}
 
     @property
     def is_asleep(self) -> bool:

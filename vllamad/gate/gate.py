@@ -18,7 +18,7 @@ from vllamad.domain.model import Model
 from vllamad.domain.planning import plan
 from vllamad.domain.ports import Clock, Timer
 from vllamad.domain.view import WorkerView
-from vllamad.domain.worker import State
+from vllamad.domain.worker import Held, State
 from vllamad.domain.workload import Grant, Limits, Refuse, Start, Stop, Wait, Waiter, Wanted, Workload
 from vllamad.host.logs import event
 from vllamad.models.sizing import Sizing
@@ -122,18 +122,23 @@ class Gate:
         keep_alive_s: float | None = None,
         caller: str = "",
         on_progress: Callable[[WorkerView], None] | None = None,
+        is_wish: bool = False,
+        may_evict: bool = True,
     ) -> AsyncGenerator[Lease, None]:
         """Wait until ``model`` is ready and hold a lease on its worker for the body of the ``async with``.
 
         ``keep_alive_s``: how long the worker may stay idle afterwards (None: as it is set, or the default; inf: for
         ever; 0: it leaves at once). ``caller`` is whom the request is from: callers of a model take turns.
-        ``on_progress`` is called with the worker's picture while it loads. Cancelling takes the request out of the
-        queue. Raises QUEUE_FULL, DRAINING, DEADLINE_EXCEEDED, WONT_FIT and what starting the engine failed with.
+        ``on_progress`` is called with the worker's picture while it loads. ``is_wish``: a person asked for the load, so
+        it is tried although the model has just failed. ``may_evict`` False: only into memory that is free. Cancelling
+        takes the request out of the queue. Raises QUEUE_FULL, DRAINING, DEADLINE_EXCEEDED, WONT_FIT and what starting
+        the engine failed with.
         """
         arrived = self._clock.now()
         lease = self._grant_at_once(model, keep_alive_s, caller)
         if lease is None:
-            lease = await self._wait(model, keep_alive_s, caller, on_progress)
+            self._check_breaker(model, is_wish)
+            lease = await self._wait(model, keep_alive_s, caller, on_progress, may_evict)
         lease.load_ns = max(1, int((self._clock.now() - arrived) * 1e9))
         lease.waited_ns = lease.load_ns
         self._active += 1
@@ -186,6 +191,7 @@ class Gate:
         keep_alive_s: float | None,
         caller: str,
         on_progress: Callable[[WorkerView], None] | None,
+        may_evict: bool,
     ) -> Lease:
         self._number += 1
         number, since = self._number, self._clock.now()
@@ -194,13 +200,26 @@ class Gate:
                 wanted = await self._size(model)
                 priority = self._rules_for(model).priority
                 deadline = since + self._limits.wait_s
-                waiter = Waiter(number, wanted.key, since, deadline, caller, priority)
+                waiter = Waiter(number, wanted.key, since, deadline, caller, priority, may_evict)
                 self._wanted[wanted.key] = wanted
                 return await self._queue(
                     _Waiting(waiter, model, keep_alive_s, asyncio.get_running_loop().create_future(), on_progress)
                 )
         except TimeoutError:
             raise self._too_late(model) from None
+
+    def _check_breaker(self, model: Model, is_wish: bool) -> None:
+        """A model that has just failed is not loaded again for everyone who asks. Raises what it failed with."""
+        breaker, now = self._supervisor.breaker, self._clock.now()
+        key = self._supervisor.key(model)
+        if is_wish:
+            breaker.insist(key, now)
+        handles = self._supervisor.with_key(key)
+        if any(handle.record.will_serve or handle.record.held is Held.LEAKED for handle in handles):
+            return  # it needs no load, or the planner says why it gets none
+        error = breaker.refuse(key, model.name, now)
+        if error is not None:
+            raise error
 
     async def _size(self, model: Model) -> Wanted:
         """What the model needs; with a disk that has to be asked, or before the daemon knows its engine, that takes a
@@ -254,8 +273,10 @@ class Gate:
         mine = [waiting for waiting in self._waiting.values() if waiting.waiter.key == handle.key]
         if handle.state is State.FAILED and handle.error is not None:
             if not any(other.record.will_serve for other in self._supervisor.with_key(handle.key)):
+                breaker, now = self._supervisor.breaker, self._clock.now()
                 for waiting in mine:
-                    self._fail(waiting, handle.error)
+                    refused = breaker.refuse(handle.key, waiting.model.name, now)
+                    self._fail(waiting, refused or handle.error)
         elif mine and handle.state in {State.STARTING, State.BACKOFF}:
             view = handle.view()
             for waiting in mine:

@@ -35,14 +35,19 @@ class Loading:
         self._operations = operations
         catalog.on_change = self.tidy
 
-    def start(self, name: str, keep_alive_s: float | None = None) -> Operation:
-        """Load a model, or join its loading; done when its worker is READY."""
+    def start(self, name: str, keep_alive_s: float | None = None, *, may_evict: bool = True) -> Operation:
+        """Load a model because a person wants it, or join its loading; done when its worker is READY."""
         model = self._catalog.resolve(name)
 
         async def work(report: Report) -> None:
             report(Progress("waiting for a place"))
             async with self._gate.lease(
-                model, keep_alive_s=keep_alive_s, caller=CALLER, on_progress=lambda view: report(load_progress(view))
+                model,
+                keep_alive_s=keep_alive_s,
+                caller=CALLER,
+                on_progress=lambda view: report(load_progress(view)),
+                is_wish=True,
+                may_evict=may_evict,
             ):
                 report(Progress("ready", fraction=1.0))
 

@@ -19,12 +19,12 @@ class IdleTimer:
         self._on_expired = on_expired
         self._timer: Timer | None = None
 
-    def arm(self) -> None:
-        """It is idle from now on."""
+    def arm(self, first_s: float | None = None) -> None:
+        """It is idle from now on; ``first_s`` instead of ``idle_s`` for this time only."""
         self.disarm()
         self.since = self._clock.now()
-        self.expires_at = self.since + self.idle_s
-        if not math.isinf(self.idle_s):
+        self.expires_at = self.since + (self.idle_s if first_s is None else first_s)
+        if not math.isinf(self.expires_at):
             self._timer = self._clock.call_at(self.expires_at, self._expired)
 
     def disarm(self) -> None:

@@ -10,12 +10,14 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from vllama.reasons import Reason
+from vllamad.domain.breaker import STABLE_S
+from vllamad.domain.budget import gib
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
 from vllamad.domain.ports import (
@@ -41,8 +43,6 @@ with a large prompt may miss a few: six are half a minute of silence or more."""
 LOADING_MEASURE_INTERVAL_S = 5.0
 READY_MEASURE_INTERVAL_S = 30.0
 """Adding up the pages of a worker of 3 GB takes 50 to 75 ms, so one that rests is not measured often."""
-STABLE_S = 60.0
-"""A worker that served this long is no longer suspected: its crashes are forgotten."""
 MEMORY_POLL_S = 0.25
 
 
@@ -101,6 +101,8 @@ class Incarnation:
         self.pids: frozenset[int] = frozenset()
         self.memory_bytes = 0
         """Resident memory of the tree, as it was measured last; its processes were ``pids`` then."""
+        self.cpu_s = 0.0
+        """Processor time of the tree, then."""
         self.device_bytes = 0
         """What it was seen to hold on GPUs; 0 on CPU, and where the driver does not tell by process."""
         self.taken = Taken()
@@ -140,6 +142,7 @@ class Incarnation:
             shutil.rmtree(self._places.folder, ignore_errors=True)
             self._places.folder.mkdir(mode=0o700, parents=True)
             command = self._world.engine.command(self._model, self._places, self._place)
+            command = replace(command, memory_limit_bytes=self._place.host_limit_bytes)
             self._child = self._world.launcher.spawn(command, self._owner.said)
         except (VllamaError, OSError) as error:
             reason = error.reason if isinstance(error, VllamaError) else Reason.ENGINE_START_FAILED
@@ -164,6 +167,10 @@ class Incarnation:
         """Give up everything that belongs to this life; MemoryBack is told when its memory has returned."""
         self._run(self._release, "release")
 
+    def tidy(self) -> None:
+        """The same where nobody waits for it: nothing is told."""
+        self._run(self._tidy, "tidy")
+
     def ask_whether_alive(self) -> None:
         """A request failed inside the engine: ask whether it still lives. When its core dies, the API server stays for
         seconds and answers everyone with errors. Tells Unhealthy, or that it is cleared."""
@@ -181,7 +188,10 @@ class Incarnation:
     async def _watch_exit(self, child: Child) -> None:
         status = await child.wait()
         # The status proves nothing: vLLM exits 0 after its engine core died. An exit that nobody asked for is a crash.
-        self._tell(Kind.LEADER_EXITED, detail=_describe_exit(status))
+        detail = _describe_exit(status)
+        if await asyncio.to_thread(child.oom_kills):
+            detail = f"the kernel ended it for want of memory: it took more than {gib(self._place.host_limit_bytes)}"
+        self._tell(Kind.LEADER_EXITED, detail=detail)
 
     async def _watch_health(self, client: EngineClient) -> None:
         while not await client.is_healthy():  # noqa: ASYNC110 - the engine is asked; nothing tells
@@ -207,6 +217,7 @@ class Incarnation:
             self._measure.clear()
             self.pids = await asyncio.to_thread(child.pids)
             self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
+            self.cpu_s = await asyncio.to_thread(child.cpu_seconds)
             if self._place.devices:
                 await self._world.memory.refresh()
                 self.device_bytes = self._world.memory.own_bytes(self._holder)
@@ -230,11 +241,14 @@ class Incarnation:
             await self._child.kill_tree()
         self._tell(Kind.TREE_GONE)
 
-    async def _release(self) -> None:
+    async def _tidy(self) -> None:
         self.abandon()
         if self.client is not None:
             await self.client.close()
         await asyncio.to_thread(shutil.rmtree, self._places.folder, ignore_errors=True)
+
+    async def _release(self) -> None:
+        await self._tidy()
         # Drivers give memory back a while after the process has gone. The deadline of RELEASING bounds the wait.
         while not await self._world.memory.has_returned(self._holder):  # noqa: ASYNC110 - drivers do not tell
             await asyncio.sleep(MEMORY_POLL_S)

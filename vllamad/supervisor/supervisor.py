@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Placement
@@ -59,6 +60,7 @@ class Supervisor:
         self.on_measured: Callable[[WorkerHandle], Awaitable[None]] = _ignored
         self.count_waiting: Callable[[str], int] = lambda _key: 0
         self.decisions: deque[Decided] = deque(maxlen=KEPT_DECISIONS)
+        self.breaker = Breaker()
         self._clock = clock
         self._engine = engine
         self._memory = memory
@@ -77,6 +79,8 @@ class Supervisor:
             self._changed,
             lambda handle: self.on_measured(handle),
             lambda key: self.count_waiting(key),
+            self.breaker,
+            self.decided,
         )
         memory.own_use = lambda: [handle.own_use() for handle in self._handles.values()]
         memory.tell = self.decided

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vllama.reasons import Reason
+from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
@@ -48,6 +49,11 @@ engine_log = logging.getLogger("vllamad.engine")
 RETRY_LOAD_S = 1.0
 """How soon a crashed worker that found its device loading somebody else asks again."""
 
+MEMORY_LIMIT_PART = 4
+MEMORY_LIMIT_SLACK_BYTES = 512 << 20
+"""A worker on CPU that takes a quarter and half a GiB more than was reserved for it is out of bounds: the kernel ends
+it then, where it has a control group, before the machine has no memory left for anyone."""
+
 GAP_WEIGHT = 0.3
 """Of the newest gap between two requests in their usual gap: a handful of them makes it."""
 
@@ -73,6 +79,9 @@ class WorkerDeps:
     on_measured: Callable[["WorkerHandle"], Awaitable[None]]
     count_waiting: Callable[[str], int]
     """How many requests wait for the model with this key."""
+    breaker: Breaker
+    decided: Callable[[str], None]
+    """Takes sentences for people."""
 
 
 class WorkerHandle:
@@ -122,6 +131,11 @@ class WorkerHandle:
     @property
     def state(self) -> State:
         return self.record.state
+
+    @property
+    def idle_since(self) -> float:
+        """The instant at which its last request ended; means nothing while it has some."""
+        return self._idle.since
 
     @property
     def takes_requests(self) -> bool:
@@ -200,6 +214,7 @@ class WorkerHandle:
             device=self._device_names(),
             reserved_bytes=self._reserved_bytes(),
             cache_tokens=self.taken.cache_tokens,
+            cpu_s=self._life.cpu_s if self._life else 0.0,
             context_length=self._life.context_length if self._life else 0,
             error=self.error,
         )
@@ -272,6 +287,11 @@ class WorkerHandle:
             self._gap_s = gap_s if not self._gap_s else (1 - GAP_WEIGHT) * self._gap_s + GAP_WEIGHT * gap_s
         self._asked_at = now
 
+    def expire_within(self, seconds: float) -> None:
+        """Let it go earlier if nobody uses it from now on; its keep-alive stays as it is."""
+        if self.state is State.READY and self.record.leases == 0:
+            self._idle.arm(min(seconds, self._idle.idle_s))
+
     def _returned(self, lease: Lease, incarnation: int) -> None:
         self._leases.discard(lease)
         self.post(Kind.RETURNED, incarnation=incarnation)
@@ -284,17 +304,20 @@ class WorkerHandle:
 
     def post(self, kind: Kind, cause: Reason | None = None, incarnation: int | None = None) -> None:
         """Let something happen to this worker. Events of the process carry its incarnation; wishes do not."""
-        before = self.record
+        before, now, breaker = self.record, self._clock.now(), self._deps.breaker
+        attempts = breaker.attempts(self.key, self._deps.limits.attempts, now)
         try:
-            after, effects = step(before, Event(kind, incarnation, cause), self._deps.limits.attempts)
+            after, effects = step(before, Event(kind, incarnation, cause), attempts)
         except IllegalTransition:
             log.exception("worker.illegal worker=%s event=%s record=%s", self.name, kind, before)
             return
         self.record = after
         if after.state is not before.state:
             self._entered(before)
+        if sentence := breaker.changed(self.key, self.name, before, after, self.error, now):
+            self._deps.decided(f"{self.model.name} {sentence}")
         for effect in effects:
-            self._run(effect)
+            self._run(effect, before)
         if after is not before:
             self._deps.on_change(self)
 
@@ -359,7 +382,7 @@ class WorkerHandle:
             self._is_unreturned = False
         if record.state is not State.READY:
             self._idle.disarm()
-        if before.state is State.RELEASING and self._life is not None:
+        if (before.state is State.RELEASING or record.state is State.STOPPED) and self._life is not None:
             self._life.abandon()
             self._life = None
         if record.state in {State.BACKOFF, State.FAILED} and record.cause is not None:
@@ -435,7 +458,7 @@ class WorkerHandle:
 
     # --- effects -------------------------------------------------------------------------------------------------
 
-    def _run(self, effect: Effect) -> None:
+    def _run(self, effect: Effect, before: WorkerRecord) -> None:
         match effect:
             case Effect.SPAWN:
                 self._spawn()
@@ -463,6 +486,8 @@ class WorkerHandle:
             case Effect.RELEASE:
                 if self._is_unreturned or self.state is State.FAILED:
                     self._deps.memory.give_up(self.holder)
+                    if self._life is not None and before.state is State.FAILED:
+                        self._life.tidy()  # its tree has ended at last, long after it was given up
                 else:
                     self._deps.memory.release(self.holder)
             case Effect.SHRINK:
@@ -488,7 +513,8 @@ class WorkerHandle:
         assert placement is not None, f"{self.name} has no place"
         devices = [memory.ledger.devices[index] for index in placement.devices]
         if any(device.is_cpu for device in devices):
-            return EnginePlace(cache_bytes=placement.cache_bytes)
+            limit = placement.device_bytes + placement.device_bytes // MEMORY_LIMIT_PART + MEMORY_LIMIT_SLACK_BYTES
+            return EnginePlace(cache_bytes=placement.cache_bytes, host_limit_bytes=limit)
         share = placement.device_bytes / max(device.total_bytes for device in devices)
         keys = tuple(memory.key(device.index) for device in devices)
         return EnginePlace(keys, share, placement.cache_bytes)
