@@ -33,6 +33,7 @@ from vllamad.devices.cpu import CpuProbe, has_bfloat16
 from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.budget import MARGIN_SHARE
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model, with_parsers
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import EngineVersion
@@ -125,6 +126,7 @@ class Daemon:
                 attempts=settings.engine.restart_attempts,
             ),
             lambda: LineRing(settings.engine.log_lines),
+            Rules(is_on=settings.scheduler.sleep == "auto" and GPU_DRIVER.exists()),
         )
         self._sizing = Sizing(
             engine,
@@ -288,7 +290,7 @@ class Daemon:
         engine = self._loaded.settings.engine
         if self._engine_version.device == "cuda":
             visible = self._environ.get("CUDA_VISIBLE_DEVICES")
-            await self._memory.use(NvmlProbe(visible=visible), 1 - engine.gpu_memory_utilization)
+            await self._memory.use(NvmlProbe(visible=visible), 1 - engine.gpu_memory_utilization, CpuProbe())
         else:
             budget = engine.cpu_memory_bytes
             # A number that was given is meant: it has its margin already.
@@ -445,6 +447,7 @@ class Daemon:
             env_names=engine.env,
             cpu_kv_bytes=engine.cpu_kv_bytes,
             max_num_batched_tokens=engine.max_num_batched_tokens,
+            sleep=self._loaded.settings.scheduler.sleep == "auto",
             enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
             cpu_count=len(os.sched_getaffinity(0)),
             has_bfloat16=has_bfloat16(),

@@ -101,10 +101,12 @@ class FakeClient:
     async def sleep(self, level: int) -> None:
         await self._switch(f"sleep {level}")
         self.level = level
+        self.child.switched(level)
 
     async def wake(self) -> None:
         await self._switch("wake")
         self.level = 0
+        self.child.switched(0)
 
     async def is_sleeping(self) -> bool:
         return self.level > 0
@@ -137,6 +139,8 @@ class FakeChild:
         """While it is cleared, the engine does not come back from what it was asked about sleep."""
         self.fails_at: set[str] = set()
         """"sleep", "wake", "canary": what the engine fails at."""
+        self.switched: Callable[[int], None] = lambda _level: None
+        """What else happens when it fell asleep at a level, or woke (0)."""
         self.ignores_term = False
         self.is_unkillable = False
         self.was_terminated = False
@@ -242,10 +246,11 @@ class FakeDevice:
 
     def __init__(self, kind: str = "cpu") -> None:
         self.kind = kind
+        self.total_bytes = 16 << 30
         self.free_bytes = 8 << 30
 
     async def read(self) -> list[DeviceReading]:
-        return [DeviceReading("a device", 16 << 30, self.free_bytes, kind=self.kind)]
+        return [DeviceReading("a device", self.total_bytes, self.free_bytes, kind=self.kind)]
 
 
 class FakeSizing:

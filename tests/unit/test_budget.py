@@ -68,9 +68,11 @@ def test_a_sleeper_counts_small_and_wakes_only_if_its_place_is_still_free() -> N
     assert (asleep.held(0), asleep.held(-1)) == (2 * GIB, 50 * GIB)
     assert asleep.shrink("a") is asleep
     beside = taken(asleep.reserve("b", {0: 40 * GIB}))
-    assert refused(beside.grow("a")).why == "needs 58.0 GiB, free 30.0 GiB on GPU 0"
+    assert refused(beside.grow("a")).why == "GPU 0 loads b: one load at a time", "who loads looks at what is free"
+    assert refused(beside.end_load("b").grow("a")).why == "needs 58.0 GiB, free 30.0 GiB on GPU 0"
     awake = taken(taken(beside.release("b")).grow("a"))
-    assert awake.held(0) == 60 * GIB
+    assert (awake.held(0), awake.held(-1)) == (60 * GIB, 50 * GIB), "pinned memory stays pinned"
+    assert awake.loader(0) == "a"
     assert awake.grow("a") is awake
 
 

@@ -340,8 +340,8 @@ class Scheduler:
         Choice("off", "auto"),
         "off",
         "Let idle models sleep instead of stopping them, where engines can (CUDA, one GPU); auto: where it pays.",
-        "Waking is quicker than a start; weights may stay in the host's memory meanwhile. Not in use yet: it has not "
-        "run on a GPU.",
+        "Waking is quicker than a start; weights may stay in the host's memory meanwhile. Off until it has run on a "
+        "GPU: so far it was only tried on engines of our own that behave as vLLM's do.",
     )
 
 

@@ -166,21 +166,26 @@ class Ledger:
         mine = self.reservations.get(holder)
         return self if mine is None else self._with(replace(mine, is_loading=False))
 
-    def shrink(self, holder: str) -> "Ledger | Refused":
-        """It sleeps: only its small part counts. Refused if the host has no room for that part."""
+    def shrink(self, holder: str, small_on: Mapping[int, int] | None = None) -> "Ledger | Refused":
+        """It sleeps: only its small part counts, ``small_on`` as it was seen. What lies in the host then stays there
+        over the wake: engines keep that memory for the next time. Refused if the host has no room for it."""
         mine = self.reservations[holder]
         if mine.held is not Held.FULL:
             return self
-        asleep = replace(mine, held=Held.SMALL, is_loading=False)
+        small_on = mine.small_on if small_on is None else small_on
+        in_host = {index: count for index, count in small_on.items() if self._is_host(index)}
+        full_on = {**mine.full_on, **in_host}
+        asleep = replace(mine, held=Held.SMALL, full_on=full_on, small_on=small_on, is_loading=False)
         return self._shortage(asleep, mine.bytes_on) or self._with(asleep)
 
     def grow(self, holder: str) -> "Ledger | Refused":
-        """It wakes: all of it counts again. It measures nothing, so it may wake beside a load."""
+        """It wakes: all of it counts again. It counts as a load until ``end_load``: an engine that loads on the same
+        device looks at what is free there."""
         mine = self.reservations[holder]
         if mine.held is not Held.SMALL:
             return self
-        awake = replace(mine, held=Held.FULL)
-        return self._shortage(awake, mine.bytes_on) or self._with(awake)
+        awake = replace(mine, held=Held.FULL, is_loading=True)
+        return self._load_clash(awake) or self._shortage(awake, mine.bytes_on) or self._with(awake)
 
     def release(self, holder: str) -> "Ledger | Refused":
         """Take back what somebody saw returned. A second release changes nothing; what is quarantined stays."""
@@ -266,7 +271,16 @@ class Ledger:
 
     @cached_property
     def _loaders(self) -> Mapping[int, str]:
-        return {index: one.holder for one in self.reservations.values() if one.is_loading for index in one.full_on}
+        return {
+            index: one.holder
+            for one in self.reservations.values()
+            if one.is_loading
+            for index in one.full_on
+            if not self._is_host(index)
+        }
+
+    def _is_host(self, index: int) -> bool:
+        return index in self.devices and self.devices[index].kind == HOST_KIND
 
     def _with(self, reservation: Reservation) -> "Ledger":
         return replace(self, reservations={**self.reservations, reservation.holder: reservation})

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vllama.reasons import Reason
-from vllamad.domain.budget import Ledger, Refused, gib
+from vllamad.domain.budget import HOST_KIND, Ledger, Refused, gib
 from vllamad.domain.eviction import idle_costs, lasting_costs, protected_for
 from vllamad.domain.placement import Demand, Lack, Need, NoPlace, Placement, place
 from vllamad.domain.turns import one_too_many, order_models, order_requests, turn_comes_at, without_expired
@@ -134,8 +134,9 @@ class _Round:
     def _waking(self, holder: str) -> Demand:
         """What a sleeper needs to wake: the rest of its own place, on its own devices."""
         mine = self._ledger.reservations[holder]
-        more = max(count - mine.small_on.get(index, 0) for index, count in mine.full_on.items())
-        return Demand((Need(len(mine.full_on), max(0, more)),), pinned=tuple(sorted(mine.full_on)))
+        places = [index for index in mine.full_on if self._ledger.devices[index].kind != HOST_KIND]
+        more = max(mine.full_on[index] - mine.small_on.get(index, 0) for index in places)
+        return Demand((Need(len(places), max(0, more)),), pinned=tuple(sorted(places)))
 
     # --- a place -------------------------------------------------------------------------------------------------
 

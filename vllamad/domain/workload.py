@@ -31,13 +31,20 @@ class Waiter:
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is known of a model that somebody waits for or that has a worker. ``load_cost_s`` is how long it took to
-    load, or an estimate; ``replicas`` is how many workers it may have."""
+    load, or an estimate; ``replicas`` is how many workers it may have. For sleeping: ``weights_bytes`` over all of its
+    devices, ``left_bytes`` that stay on each, ``host_bytes`` of the machine's memory for its processes; without
+    ``can_reload`` its weights are not to be read again in place, without ``can_sleep`` it is only ever stopped."""
 
     key: str
     name: str
     demand: Demand
     load_cost_s: float
     replicas: int = 1
+    weights_bytes: int = 0
+    left_bytes: int = 0
+    host_bytes: int = 0
+    can_sleep: bool = True
+    can_reload: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,7 +320,7 @@ class Gate:
                     self._start(decision)
                 case Stop(holder, why):
                     self._supervisor.decided(why)
-                    self._supervisor.stop(holder)
+                    self._supervisor.make_room(holder)
                 case Refuse():
                     self._refuse(decision)
                 case Wait():
@@ -360,7 +360,7 @@ class Gate:
             decision.holder,
             decision.placement,
             idle_s=rules.idle_s if keep_alive_s is None else keep_alive_s,
-            load_cost_s=self._wanted[decision.key].load_cost_s,
+            wanted=self._wanted[decision.key],
             is_pinned=rules.is_pinned,
         )
         if refused is not None:  # the planner reads the same ledger: this is a bug, and it must not be a silent one

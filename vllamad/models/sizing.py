@@ -16,7 +16,7 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.estimate import estimate, estimates
 from vllamad.domain.fit import LEAST_TOKENS, Fit, Room, explain
 from vllamad.domain.footprint import EngineSettings, Footprint, footprint_key, with_measured
-from vllamad.domain.model import Model
+from vllamad.domain.model import Capability, Model
 from vllamad.domain.placement import Demand, Need
 from vllamad.domain.ports import Engine, Footprints
 from vllamad.domain.shape import Shape
@@ -103,9 +103,24 @@ class Sizing:
         footprints = await self.footprints(model)
         rules, key = self._rules_for(model), self._engine.identity(model)
         weights = footprints[min(footprints)].weights_bytes
-        device = self._engine.memory_settings(model).device
+        settings = self._engine.memory_settings(model)
+        device, has_adapters = settings.device, settings.adapters > 0
         cost_s = self._costs.get(key) or START_S.get(device, 20.0) + weights / READ_BYTES_PER_S
-        wanted = Wanted(key, model.name, self._demand(model, footprints, rules), cost_s, rules.replicas)
+        smallest = footprints[min(footprints)]
+        wanted = Wanted(
+            key,
+            model.name,
+            self._demand(model, footprints, rules),
+            cost_s,
+            rules.replicas,
+            weights_bytes=weights * smallest.devices,
+            left_bytes=smallest.overhead_bytes,
+            host_bytes=smallest.host_bytes,
+            # Out of caution: engines with adapters were seen to come back wrong (vLLM's issue 53888), and where a model
+            # sees or is quantised at load, one token would not tell.
+            can_sleep=not has_adapters,
+            can_reload=not (model.recipe.quantize or Capability.VISION in model.capabilities),
+        )
         self._wanted[key] = wanted
         return wanted
 

@@ -31,7 +31,7 @@ from vllamad.domain.ports import (
     WorkerPlaces,
 )
 from vllamad.domain.worker import Kind
-from vllamad.supervisor.memory import DeviceMemory
+from vllamad.supervisor.memory import MEMORY_SLACK_BYTES, DeviceMemory
 
 log = logging.getLogger("vllamad.worker")
 
@@ -44,6 +44,8 @@ LOADING_MEASURE_INTERVAL_S = 5.0
 READY_MEASURE_INTERVAL_S = 30.0
 """Adding up the pages of a worker of 3 GB takes 50 to 75 ms, so one that rests is not measured often."""
 MEMORY_POLL_S = 0.25
+SLEEP_LOOKS = 40
+"""Ten seconds for a driver to show what an engine gave up, as for one that has ended."""
 
 
 Work = Callable[[], Coroutine[object, object, None]]
@@ -167,6 +169,14 @@ class Incarnation:
         """Give up everything that belongs to this life; MemoryBack is told when its memory has returned."""
         self._run(self._release, "release")
 
+    def suspend(self, level: int) -> None:
+        """Put the engine to sleep; SuspendDone is told when its memory has gone down, or CallFailed."""
+        self._run(partial(self._suspend, level), "suspend")
+
+    def resume(self) -> None:
+        """Wake it; ResumeDone is told when it answers as before and has its memory again, or CallFailed."""
+        self._run(self._resume, "resume")
+
     def tidy(self) -> None:
         """The same where nobody waits for it: nothing is told."""
         self._run(self._tidy, "tidy")
@@ -225,6 +235,48 @@ class Incarnation:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._measure.wait()
+
+    async def _suspend(self, level: int) -> None:
+        client, memory = self._connected(), self._world.memory
+        try:
+            # Before the first sleep it learns what the engine says when it is well, later it changes nothing.
+            await client.canary()
+            await memory.refresh()
+            before = memory.own_bytes(self._holder)
+            await client.sleep(level)
+        except VllamaError as error:
+            self._tell(Kind.CALL_FAILED, detail=error.message)
+            return
+        left = before
+        for _ in range(SLEEP_LOOKS):
+            await memory.refresh()
+            left = memory.own_bytes(self._holder)
+            if left <= before // 2:  # also where the driver does not tell: 0 of 0
+                self._tell(Kind.SUSPEND_DONE)
+                return
+            await asyncio.sleep(MEMORY_POLL_S)
+        self._tell(Kind.CALL_FAILED, detail=f"asleep, it still holds {gib(left)} of {gib(before)}")
+
+    async def _resume(self) -> None:
+        client, memory = self._connected(), self._world.memory
+        asleep = memory.own_bytes(self._holder)
+        try:
+            await client.wake()
+            await client.canary()
+        except VllamaError as error:
+            self._tell(Kind.CALL_FAILED, detail=error.message)
+            return
+        await memory.refresh()
+        held = memory.own_bytes(self._holder)
+        reserved = sum(memory.ledger.reservations[self._holder].full_on.values())
+        if asleep and not asleep < held <= reserved + MEMORY_SLACK_BYTES:
+            self._tell(Kind.CALL_FAILED, detail=f"awake, it holds {gib(held)}, and {gib(reserved)} are its own")
+            return
+        self._tell(Kind.RESUME_DONE)
+
+    def _connected(self) -> EngineClient:
+        assert self.client is not None, f"{self._name} has no engine"
+        return self.client
 
     async def _ask(self, client: EngineClient) -> None:
         try:

@@ -12,8 +12,9 @@ class WorkerLimits:
 
     start_s: float = 600.0
     drain_s: float = 600.0
-    suspend_s: float = 60.0
-    resume_s: float = 120.0
+    suspend_s: float = 200.0
+    """A little more than the calls have by themselves: they know better what went wrong."""
+    resume_s: float = 640.0
     term_s: float = 20.0
     kill_s: float = 10.0
     release_s: float = 10.0

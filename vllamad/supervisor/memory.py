@@ -11,7 +11,18 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from vllamad.domain.budget import CPU_KIND, Closed, Device, Ledger, Observed, Refused, foreign_news, gib, open_ledger
+from vllamad.domain.budget import (
+    CPU_KIND,
+    HOST_KIND,
+    Closed,
+    Device,
+    Ledger,
+    Observed,
+    Refused,
+    foreign_news,
+    gib,
+    open_ledger,
+)
 from vllamad.domain.ports import DeviceProbe, DeviceReading
 from vllamad.domain.worker import Held
 from vllamad.host.logs import event
@@ -21,6 +32,9 @@ log = logging.getLogger("vllamad.memory")
 MEMORY_SLACK_BYTES = 512 << 20
 """Memory counts as returned when what is in use beyond everyone's share is this close to what it was before; drivers
 keep a little for themselves."""
+
+HOST = -1
+"""Our number of the machine's own memory, beside GPUs."""
 
 PASSING = ("silent", "driver", "unreadable")
 """Ailments that may be over at the next reading: who needs the device waits for it."""
@@ -50,6 +64,7 @@ class DeviceMemory:
         """Takes sentences for people."""
         self.own_use: Callable[[], Iterable[OwnUse]] = lambda: ()
         self._probe: DeviceProbe | None = None
+        self._host: DeviceProbe | None = None
         self._numbers: dict[str, int] = {}
         self._keys: dict[int, str] = {}
         self._seen: dict[int, Observed] = {}
@@ -61,8 +76,10 @@ class DeviceMemory:
         """The driver was seen to tell what processes of ours hold: who is not named then holds nothing. In a container
         it tells the numbers of the host's processes, which mean nothing to us."""
 
-    async def use(self, probe: DeviceProbe, margin_share: float) -> None:
-        """Begin to look at these devices. Once, before anything is reserved."""
+    async def use(self, probe: DeviceProbe, margin_share: float, host: DeviceProbe | None = None) -> None:
+        """Begin to look at these devices, and at the ``host``'s memory where sleeping workers leave something. Once,
+        before anything is reserved."""
+        self._host = host
         self.ledger = open_ledger([], margin_share)
         await self._look(probe)
         self._told = self.ledger  # what was there before us is no news
@@ -77,6 +94,7 @@ class DeviceMemory:
     async def _look(self, probe: DeviceProbe) -> None:
         own = await self._own_now()
         readings = await probe.read()
+        hosts = await self._host.read() if self._host is not None else []
         before = self.ledger
         self.readings = readings
         for reading in readings:
@@ -84,6 +102,7 @@ class DeviceMemory:
         for reading in readings:
             self._note_device(reading)
         observed = [self._observed(reading, own) for reading in readings]
+        observed += [self._observed_host(reading) for reading in hosts]
         self._seen |= {one.index: one for one in observed}
         self.ledger = self.ledger.observe(observed)
         for leak in self._quarantined():
@@ -109,7 +128,11 @@ class DeviceMemory:
 
     def own_bytes(self, holder: str) -> int:
         """What its processes were last seen to hold on all devices; 0 where the driver does not tell."""
-        return sum(seen.own_bytes.get(holder, 0) for seen in self._seen.values())
+        return sum(self.own_bytes_on(holder).values())
+
+    def own_bytes_on(self, holder: str) -> dict[int, int]:
+        """The same by device; {} where the driver does not tell."""
+        return {index: seen.own_bytes[holder] for index, seen in self._seen.items() if holder in seen.own_bytes}
 
     async def has_returned(self, holder: str) -> bool:
         """Look, and say whether all that a holder has was seen to be free. Call when its processes have ended."""
@@ -130,6 +153,23 @@ class DeviceMemory:
     def begin_load(self, holder: str) -> Refused | None:
         """Let a holder that kept its bytes over a crash load again, or say who loads in its place."""
         after = self.ledger.begin_load(holder)
+        if isinstance(after, Refused):
+            return after
+        self.ledger = after
+        return None
+
+    def shrink(self, holder: str, small_on: Mapping[int, int]) -> Refused | None:
+        """It sleeps, and holds this much; or say why that is more than there is."""
+        after = self.ledger.shrink(holder, small_on)
+        if isinstance(after, Refused):
+            return after
+        # Looked at anew: what others hold was reckoned beside all that it had declared.
+        self.ledger = after.observe(self._seen.values())
+        return None
+
+    def grow(self, holder: str) -> Refused | None:
+        """Let it wake, or say why its place is not there."""
+        after = self.ledger.grow(holder)
         if isinstance(after, Refused):
             return after
         self.ledger = after
@@ -196,6 +236,12 @@ class DeviceMemory:
         used = reading.total_bytes - reading.reserved_bytes - reading.free_bytes if is_answering else None
         return Observed(index, used, self._own_bytes(reading, own), closed)
 
+    def _observed_host(self, reading: DeviceReading) -> Observed:
+        device = Device(HOST, "the host", reading.total_bytes, HOST_KIND)
+        if self.ledger.devices.get(HOST) != device:
+            self.ledger = self.ledger.with_device(device)
+        return Observed(HOST, reading.total_bytes - reading.free_bytes)
+
     def _own_bytes(self, reading: DeviceReading, own: Iterable[OwnUse]) -> dict[str, int]:
         if reading.kind == "cpu":
             return {one.holder: one.resident_bytes for one in own if one.resident_bytes}
@@ -215,7 +261,7 @@ class DeviceMemory:
             return False
         if seen.closed is not None and seen.closed.why.startswith("lost"):
             return True  # a GPU that is lost has nothing to give back
-        if self.ledger.devices[index].is_cpu:
+        if self.ledger.devices[index].kind in {CPU_KIND, HOST_KIND}:
             return True  # the end of the processes is the end of their memory
         if seen.used_bytes is None or seen.own_bytes.get(holder, 0):
             return False

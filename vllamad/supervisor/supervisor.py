@@ -16,15 +16,18 @@ from pathlib import Path
 
 from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
+from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Placement
 from vllamad.domain.ports import Clock, Engine, Launcher
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import Kind, State
+from vllamad.domain.workload import Wanted
 from vllamad.host.logs import event
 from vllamad.supervisor.incarnation import World
 from vllamad.supervisor.limits import WorkerLimits
 from vllamad.supervisor.memory import DeviceMemory
+from vllamad.supervisor.sleeping import Ladder
 from vllamad.supervisor.worker import WorkerDeps, WorkerHandle, WritableRing
 
 log = logging.getLogger("vllamad.supervisor")
@@ -55,6 +58,7 @@ class Supervisor:
         folder: Path,
         limits: WorkerLimits,
         new_ring: Callable[[], WritableRing],
+        rules: Rules | None = None,
     ) -> None:
         self.on_change: Callable[[WorkerHandle], None] = lambda _handle: None
         self.on_measured: Callable[[WorkerHandle], Awaitable[None]] = _ignored
@@ -80,6 +84,7 @@ class Supervisor:
             lambda handle: self.on_measured(handle),
             lambda key: self.count_waiting(key),
             self.breaker,
+            Ladder(memory, rules or Rules()),
             self.decided,
         )
         memory.own_use = lambda: [handle.own_use() for handle in self._handles.values()]
@@ -131,7 +136,7 @@ class Supervisor:
         placement: Placement | None,
         *,
         idle_s: float,
-        load_cost_s: float = 0.0,
+        wanted: Wanted | None = None,
         is_pinned: bool = False,
     ) -> Refused | None:
         """Want a worker to run: on a new placement, or where it is (None). Returns why its bytes are not to be had;
@@ -147,11 +152,19 @@ class Supervisor:
         elif handle.state in {State.STOPPED, State.FAILED, State.BACKOFF}:
             handle.model = model  # the name that it was started for last
         handle.is_pinned = is_pinned
-        handle.load_cost_s = handle.load_cost_s or load_cost_s
+        if wanted is not None:
+            handle.wanted = wanted
+            handle.load_cost_s = handle.load_cost_s or wanted.load_cost_s
         refused = handle.start(placement)
         if refused is not None and handle.state is State.STOPPED:
             del self._handles[holder]
         return refused
+
+    def make_room(self, holder: str) -> None:
+        """Have an idle worker give up its devices: asleep or stopped, whatever is better."""
+        handle = self._handles.get(holder)
+        if handle is not None:
+            handle.make_room()
 
     def stop(self, holder: str) -> None:
         """Want a worker gone; leases that are out finish first."""

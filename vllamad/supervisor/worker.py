@@ -17,9 +17,10 @@ from vllama.reasons import Reason
 from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.ladder import Rung
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Placement
-from vllamad.domain.ports import EnginePlace, LoadStep, OutputRing, Taken, Timer
+from vllamad.domain.ports import LoadStep, OutputRing, Taken, Timer
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import (
     WITH_PROCESS,
@@ -34,7 +35,7 @@ from vllamad.domain.worker import (
     deadline_of,
     step,
 )
-from vllamad.domain.workload import Worker
+from vllamad.domain.workload import Wanted, Worker
 from vllamad.host.logs import event
 from vllamad.supervisor.failure import LAST_LINES, load_failed
 from vllamad.supervisor.idle import IdleTimer
@@ -42,17 +43,14 @@ from vllamad.supervisor.incarnation import Incarnation, World
 from vllamad.supervisor.lease import Lease, engine_died
 from vllamad.supervisor.limits import WorkerLimits
 from vllamad.supervisor.memory import DeviceMemory, OwnUse
+from vllamad.supervisor.places import engine_place, names_of
+from vllamad.supervisor.sleeping import Ladder
 
 log = logging.getLogger("vllamad.worker")
 engine_log = logging.getLogger("vllamad.engine")
 
 RETRY_LOAD_S = 1.0
 """How soon a crashed worker that found its device loading somebody else asks again."""
-
-MEMORY_LIMIT_PART = 4
-MEMORY_LIMIT_SLACK_BYTES = 512 << 20
-"""A worker on CPU that takes a quarter and half a GiB more than was reserved for it is out of bounds: the kernel ends
-it then, where it has a control group, before the machine has no memory left for anyone."""
 
 GAP_WEIGHT = 0.3
 """Of the newest gap between two requests in their usual gap: a handful of them makes it."""
@@ -80,6 +78,7 @@ class WorkerDeps:
     count_waiting: Callable[[str], int]
     """How many requests wait for the model with this key."""
     breaker: Breaker
+    ladder: Ladder
     decided: Callable[[str], None]
     """Takes sentences for people."""
 
@@ -104,8 +103,13 @@ class WorkerHandle:
         self.is_pinned = False
         self.placement: Placement | None = None
         """Where it was placed last; means nothing while it holds no memory."""
+        self.wanted: Wanted | None = None
+        """What was known of its model when it was started last."""
         self.load_cost_s = 0.0
         """What a load takes: as it was measured, else as it was estimated."""
+        self._rung = Rung.RESIDENT
+        """Where it sleeps, or is to sleep; means nothing while it serves."""
+        self._waking_since = 0.0
         self._clock = deps.world.clock
         self._deps = deps
         self._number = number
@@ -211,22 +215,13 @@ class WorkerHandle:
             idle_s=self._idle.idle_s,
             memory_bytes=self.memory_bytes,
             device_bytes=self.device_bytes,
-            device=self._device_names(),
+            device=names_of(self._deps.memory.ledger, self.placement) if self.placement else "",
             reserved_bytes=self._reserved_bytes(),
             cache_tokens=self.taken.cache_tokens,
             cpu_s=self._life.cpu_s if self._life else 0.0,
             context_length=self._life.context_length if self._life else 0,
             error=self.error,
         )
-
-    def _device_names(self) -> str:
-        """``cpu``, or ``gpu 0,1``: as the ledger calls them."""
-        if self.placement is None:
-            return ""
-        devices = self._deps.memory.ledger.devices
-        names = [devices[index].name for index in self.placement.devices]
-        kinds = {name.partition(" ")[0].lower() for name in names}
-        return f"{'/'.join(sorted(kinds))} {','.join(filter(None, (name.partition(' ')[2] for name in names)))}".strip()
 
     def _reserved_bytes(self) -> int:
         mine = self._deps.memory.ledger.reservations.get(self.holder)
@@ -245,11 +240,30 @@ class WorkerHandle:
                 self.placement = placement if refused is None else self.placement
             case State.BACKOFF:
                 refused = memory.begin_load(self.holder)
+            case State.SUSPENDED:
+                refused = memory.grow(self.holder)
             case _:
                 pass
         if refused is None:
             self.post(Kind.START)
         return refused
+
+    def make_room(self) -> None:
+        """Give up the devices, or most of them: sleep where that is better than to be stopped."""
+        ladder = self._deps.ladder
+        can_sleep = ladder.rules.is_on and self.state is State.READY and self.wanted is not None
+        if not can_sleep or self.wanted is None or not self.wanted.can_sleep or self.placement is None:
+            self.post(Kind.STOP)
+            return
+        idle_s = self._clock.now() - self._idle.since
+        choice = ladder.choose(self.holder, self.wanted, len(self.placement.devices), idle_s)
+        self._deps.decided(choice.why)
+        if choice.rung is Rung.STOPPED or self._deps.memory.begin_load(self.holder) is not None:
+            # Beside a load nobody falls asleep: the engine that loads looks at what is free.
+            self.post(Kind.STOP)
+            return
+        self._rung = choice.rung
+        self.post(Kind.SUSPEND)
 
     # --- leases --------------------------------------------------------------------------------------------------
 
@@ -339,7 +353,10 @@ class WorkerHandle:
         """See ``Owner``. What a life tells that is over already is ignored."""
         if self._life is None or self._life.number != incarnation:
             return
-        self._fault = self._fault or detail
+        if kind is Kind.CALL_FAILED:
+            self._sleep_failed(detail)
+        else:
+            self._fault = self._fault or detail
         self.post(kind, cause, incarnation)
 
     def cleared(self) -> None:
@@ -374,14 +391,21 @@ class WorkerHandle:
             self._load_s = self.load_cost_s = self._clock.now() - self._life.spawned_at
             self._load = LoadStep("ready", 1.0)
             self._ready_since = self._clock.now()
-        if before.state is State.STARTING and record.state is State.READY:
-            self._deps.memory.end_load(self.holder)
         if record.state in {State.RELEASING, State.FAILED}:
             self._deps.memory.end_load(self.holder)  # its processes are gone, or nobody waits for them any more
         if record.state is State.RELEASING:
             self._is_unreturned = False
-        if record.state is not State.READY:
-            self._idle.disarm()
+        if record.state in {State.SUSPENDED, State.READY}:
+            self._deps.memory.end_load(self.holder)
+        if record.state is State.RESUMING:
+            self._waking_since = self._clock.now()
+        if before.state is State.RESUMING and record.state is State.READY and self.wanted and self.placement:
+            seconds = self._clock.now() - self._waking_since
+            self._deps.ladder.woke(self.wanted, len(self.placement.devices), self._rung, seconds)
+        if before.state is State.STARTING and record.state is State.READY and self.wanted and self.placement:
+            self._deps.ladder.loaded(self.wanted, len(self.placement.devices), self._load_s)
+        if record.state not in {State.READY, State.SUSPENDING, State.SUSPENDED}:
+            self._idle.disarm()  # asleep it is as idle as before, and its keep-alive goes on
         if (before.state is State.RELEASING or record.state is State.STOPPED) and self._life is not None:
             self._life.abandon()
             self._life = None
@@ -446,13 +470,26 @@ class WorkerHandle:
             return
         if deadline is Deadline.RELEASE:
             self._is_unreturned = True
+        if deadline in {Deadline.SUSPEND, Deadline.RESUME}:
+            self._sleep_failed(f"not done within {self._seconds(deadline):g} s")
         if deadline is Deadline.START:
             limit = self._deps.limits.start_s
             self._fault = self._fault or f"not ready after {limit:g} s (last phase: {self._load.phase})"
         self.post(Kind.DEADLINE, incarnation=incarnation)
 
+    def _sleep_failed(self, why: str) -> None:
+        """It is stopped, and never goes to this rung again."""
+        if self.wanted is not None:
+            self._deps.ladder.failed(self.wanted, self._rung)
+        step = "wake from" if self.state is State.RESUMING else "go to"
+        self._deps.decided(f"stop {self.model.name}: it did not {step} {self._rung}: {why}")
+
     def _expired(self) -> None:
-        if self.state is State.READY and self.record.leases == 0 and not self.is_pinned:
+        if (
+            self.state in {State.READY, State.SUSPENDING, State.SUSPENDED}
+            and self.record.leases == 0
+            and not self.is_pinned
+        ):
             event(log, logging.INFO, "worker.idle", worker=self.name, model=self.model.name, s=self._idle.idle_s)
             self.post(Kind.STOP)
 
@@ -477,10 +514,12 @@ class WorkerHandle:
                 self._break_leases()
             case Effect.ARM_IDLE:
                 self._idle.arm()
-            case Effect.SLEEP | Effect.RESUME:
-                # The machine knows sleep already; the engine port does not offer it yet, and a failed sleep is a stop.
-                incarnation = self.record.incarnation
-                asyncio.get_running_loop().call_soon(self.post, Kind.CALL_FAILED, None, incarnation)
+            case Effect.SLEEP:
+                if self._life is not None:
+                    self._life.suspend(self._rung.level)
+            case Effect.RESUME:
+                if self._life is not None:
+                    self._life.resume()
             case Effect.SHOUT:
                 self._deps.memory.quarantine(self.holder)
             case Effect.RELEASE:
@@ -491,7 +530,7 @@ class WorkerHandle:
                 else:
                     self._deps.memory.release(self.holder)
             case Effect.SHRINK:
-                pass
+                self._shrink()
             case Effect.RESERVE | Effect.GROW:
                 pass  # done by ``start``, before the step
             case Effect.WAKE_WAITERS | Effect.READMIT:
@@ -501,23 +540,29 @@ class WorkerHandle:
         self._start_time = self._clock.time()
         self._load = LoadStep("starting", 0.0)
         self._fault = ""
+        assert self.placement is not None, f"{self.name} has no place"
         number = self.record.incarnation
         folder = self._deps.folder / f"{self._number}-{number}"
         self._life = Incarnation(
-            number, self.name, self.model, self.holder, self._engine_place(), folder, self._deps.world, self
+            number,
+            self.name,
+            self.model,
+            self.holder,
+            engine_place(self._deps.memory, self.placement),
+            folder,
+            self._deps.world,
+            self,
         )
         self._life.start()
 
-    def _engine_place(self) -> EnginePlace:
-        memory, placement = self._deps.memory, self.placement
-        assert placement is not None, f"{self.name} has no place"
-        devices = [memory.ledger.devices[index] for index in placement.devices]
-        if any(device.is_cpu for device in devices):
-            limit = placement.device_bytes + placement.device_bytes // MEMORY_LIMIT_PART + MEMORY_LIMIT_SLACK_BYTES
-            return EnginePlace(cache_bytes=placement.cache_bytes, host_limit_bytes=limit)
-        share = placement.device_bytes / max(device.total_bytes for device in devices)
-        keys = tuple(memory.key(device.index) for device in devices)
-        return EnginePlace(keys, share, placement.cache_bytes)
+    def _shrink(self) -> None:
+        memory, wanted, placement = self._deps.memory, self.wanted, self.placement
+        assert wanted is not None and placement is not None, f"{self.name} sleeps on nothing"
+        seen = memory.own_bytes_on(self.holder)
+        refused = memory.shrink(self.holder, self._deps.ladder.small_on(wanted, self._rung, placement, seen))
+        if refused is not None:
+            self._sleep_failed(refused.why)
+            asyncio.get_running_loop().call_soon(self.post, Kind.STOP)
 
     def _break_leases(self) -> None:
         if not self._leases:

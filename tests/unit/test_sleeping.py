@@ -1,0 +1,278 @@
+"""Workers on GPUs that sleep instead of being stopped: gate, supervisor, ledger and ladder together, over fakes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+import pytest
+
+from tests.fakes.clock import FakeClock
+from tests.fakes.devices import GIB, FakeGpus, cards
+from tests.fakes.world import FakeChild, FakeDevice, FakeEngine, FakeLauncher, FakeRing, FakeSizing, make_model
+from vllamad.domain.ladder import Rules
+from vllamad.domain.model import Model
+from vllamad.domain.placement import Demand, Need
+from vllamad.domain.worker import State
+from vllamad.domain.workload import Wanted
+from vllamad.gate.gate import Gate, GateLimits, ModelRules
+from vllamad.models.sizing import Sizing
+from vllamad.supervisor.limits import WorkerLimits
+from vllamad.supervisor.memory import HOST, DeviceMemory
+from vllamad.supervisor.supervisor import Supervisor
+from vllamad.supervisor.worker import WorkerHandle
+
+A, B = make_model("a"), make_model("b")
+PATIENCE_S = 5.0
+SIZE = 60 * GIB
+"""Two do not fit on one card."""
+LEFT = 2 * GIB
+
+
+class LargeModels(FakeSizing):
+    """Each fills most of a card, and has weights that take long to load."""
+
+    def known(self, model: Model) -> Wanted | None:
+        return Wanted(
+            self._engine.identity(model),
+            model.name,
+            Demand((Need(1, SIZE),)),
+            60.0,
+            weights_bytes=40 * GIB,
+            left_bytes=LEFT,
+            host_bytes=3 * GIB,
+        )
+
+
+class House:
+    """One GPU, a host with room for a copy of one model, and sleep switched on."""
+
+    def __init__(self, folder: Path, host_bytes: int) -> None:
+        self.gpus = FakeGpus(cards(1))
+        self.host = FakeDevice()
+        self.host.free_bytes = self.host.total_bytes = host_bytes
+        self.memory = DeviceMemory()
+        self.clock = FakeClock()
+        self.launcher = FakeLauncher()
+        self.engine = FakeEngine(self.launcher)
+        self.supervisor = Supervisor(
+            self.clock, self.engine, self.launcher, self.memory, folder, WorkerLimits(), FakeRing, Rules(is_on=True)
+        )
+        sizing = cast(Sizing, LargeModels(self.engine))
+        rules = ModelRules(3600.0)
+        self.gate = Gate(self.clock, self.supervisor, self.memory, sizing, GateLimits(), lambda _model: rules)
+
+    def worker(self, model: Model) -> WorkerHandle:
+        (handle,) = self.supervisor.of(model)
+        return handle
+
+    def state(self, model: Model) -> State:
+        handles = self.supervisor.of(model)
+        return handles[0].state if handles else State.STOPPED
+
+    async def until(self, model: Model, state: State) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.supervisor.wait_until(lambda: self.state(model) is state)
+        except TimeoutError:
+            pytest.fail(f"{model.name} is {self.state(model)}, never {state}: {self.said()}")
+
+    def said(self) -> list[str]:
+        return [decided.text for decided in self.supervisor.decisions]
+
+    async def ask(self, model: Model) -> None:
+        """One request, whose answer is no concern here."""
+        async with asyncio.timeout(PATIENCE_S), self.gate.lease(model):
+            pass
+
+    def started(self) -> FakeChild:
+        """The newest engine takes its memory, and gives most of it up whenever it sleeps."""
+        child = self.launcher.last
+        self.gpus.start(child.pid, SIZE - GIB)
+        child.switched = lambda level: self.gpus.start(child.pid, LEFT if level else SIZE - GIB)
+        self.clock.advance(60.0)
+        return child
+
+    async def load(self, model: Model) -> FakeChild:
+        """Load a model, as a request for it does."""
+        asking = asyncio.create_task(self.ask(model))
+        await self.until(model, State.STARTING)
+        child = self.started()
+        child.healthy.set()
+        await asking
+        self.clock.advance(120.0)  # its protection is over
+        await self.memory.refresh()
+        return child
+
+
+@asynccontextmanager
+async def house_of(host_bytes: int) -> AsyncIterator[House]:
+    with TemporaryDirectory() as folder:
+        house = House(Path(folder), host_bytes)
+        started = asyncio.Event()
+        running = asyncio.create_task(house.supervisor.run(started))
+        await started.wait()
+        await house.memory.use(house.gpus, 0.0, house.host)
+        house.gate.open()
+        try:
+            yield house
+        finally:
+            house.gate.close()
+            for child in house.launcher.children:
+                house.gpus.end(child.pid)
+            await asyncio.wait_for(house.supervisor.stop_all(0.0), PATIENCE_S)
+            running.cancel()
+            await asyncio.wait([running])
+
+
+def in_house(test: Callable[[House], Awaitable[None]], host_bytes: int = 200 * GIB) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(6 * PATIENCE_S), house_of(host_bytes) as house:
+            await test(house)
+
+    asyncio.run(run(), debug=True)
+
+
+async def make_room(house: House, first: FakeChild) -> FakeChild:
+    """B is wanted, and A's place with it; A sleeps."""
+    asking = asyncio.create_task(house.ask(B))
+    await house.until(B, State.STARTING)
+    assert house.state(A) is State.SUSPENDED
+    second = house.started()
+    second.healthy.set()
+    await asking
+    house.clock.advance(120.0)
+    await house.memory.refresh()
+    return second
+
+
+def test_who_has_to_make_room_sleeps_and_keeps_what_was_seen() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        assert not first.was_terminated
+        assert house.engine.clients[0].asked == ["canary", "sleep 1"]
+        mine = house.memory.ledger.reservations["a:latest"]
+        assert mine.bytes_on == {0: LEFT, HOST: 83 * GIB}, "processes, and twice the weights until a copy was seen"
+        assert any(text.startswith("put a:latest to sleep level 1") for text in house.said())
+
+    in_house(test)
+
+
+def test_a_sleeper_wakes_for_its_next_request_with_a_canary_and_its_memory() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        await house.ask(A)
+        assert house.engine.clients[0].asked == ["canary", "sleep 1", "wake", "canary"]
+        assert len(house.launcher.children) == 2, "nobody was started anew"
+        assert house.memory.ledger.reservations["a:latest"].bytes_on[0] == SIZE
+        assert house.memory.ledger.reservations["a:latest"].bytes_on[HOST] == 83 * GIB, "pinned memory stays pinned"
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("what", ["sleep", "canary"])
+def test_who_cannot_fall_asleep_is_stopped_and_not_tried_again(what: str) -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        first.fails_at = {what}
+        asking = asyncio.create_task(house.ask(B))
+        await house.until(A, State.RELEASING)
+        house.gpus.end(first.pid)
+        await house.until(B, State.STARTING)
+        assert any(f"it did not go to sleep level 1: cannot {what}" in text for text in house.said())
+        house.started().healthy.set()
+        await asking
+
+    in_house(test)
+
+
+def test_one_that_says_it_sleeps_and_holds_its_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllamad.supervisor.incarnation.SLEEP_LOOKS", 2)
+
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        first.switched = lambda _level: None
+        asking = asyncio.create_task(house.ask(B))
+        await house.until(A, State.RELEASING)
+        house.gpus.end(first.pid)
+        await house.until(B, State.STARTING)
+        assert any("asleep, it still holds 59.0 GiB of 59.0 GiB" in text for text in house.said())
+        house.started().healthy.set()
+        await asking
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("what", ["wake", "canary"])
+def test_who_does_not_wake_as_it_was_is_started_anew_for_those_who_wait(what: str) -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        first.fails_at = {what}
+        asking = asyncio.create_task(house.ask(A))
+        await house.until(A, State.RELEASING)
+        assert first.was_terminated
+        house.gpus.end(first.pid)
+        await house.until(A, State.STARTING)
+        house.started().healthy.set()
+        await asking
+        assert any(f"it did not wake from sleep level 1: cannot {what}" in text for text in house.said())
+
+    in_house(test)
+
+
+def test_awake_without_its_memory_it_is_not_trusted() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        first.switched = lambda _level: None  # A says that it is awake, and its card shows nothing of it
+        asking = asyncio.create_task(house.ask(A))
+        await house.until(A, State.RELEASING)
+        assert any("awake, it holds 2.0 GiB" in text for text in house.said())
+        house.gpus.end(first.pid)
+        await house.until(A, State.STARTING)
+        house.started().healthy.set()
+        await asking
+
+    in_house(test)
+
+
+def test_a_host_without_room_leaves_level_2() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        assert house.engine.clients[0].asked == ["canary", "sleep 2"]
+        said = next(text for text in house.said() if text.startswith("put a:latest"))
+        assert "no sleep level 1: needs 83.0 GiB, free" in said or "no sleep level 1: needs 80.0 GiB, free" in said
+
+    in_house(test, host_bytes=32 * GIB)
+
+
+def test_asleep_its_keep_alive_goes_on() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        house.clock.advance(3301.0)
+        await house.until(A, State.RELEASING)
+        house.gpus.end(first.pid)
+        await house.until(A, State.STOPPED)
+        assert first.was_terminated
+        assert "a:latest" not in house.memory.ledger.reservations
+
+    in_house(test)
+
+
+def test_an_engine_that_dies_asleep_is_cleared_away() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        house.gpus.end(first.pid)
+        first.exit(-9)
+        await house.until(A, State.STOPPED)
+        assert house.memory.ledger.free(0) > 15 * GIB
+
+    in_house(test)
