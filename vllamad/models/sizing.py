@@ -118,7 +118,7 @@ class Sizing:
             host_bytes=smallest.host_bytes,
             # Out of caution: engines with adapters were seen to come back wrong (vLLM's issue 53888), and where a model
             # sees or is quantised at load, one token would not tell.
-            can_sleep=not has_adapters,
+            can_sleep=device == "cuda" and not has_adapters,
             can_reload=not (model.recipe.quantize or Capability.VISION in model.capabilities),
         )
         self._wanted[key] = wanted
@@ -136,15 +136,16 @@ class Sizing:
         """By the number of devices: what each of them must give. One at least."""
         settings = self._engine.memory_settings(model)
         shape = await self._shape(model)
-        kinds = {one.kind: 0 for one in self._memory.ledger.devices.values() if one.kind != HOST_KIND}
-        count = 1 if settings.device == "cpu" else max(1, len(self._memory.ledger.devices))
+        devices = [one for one in self._memory.ledger.devices.values() if one.kind != HOST_KIND]
+        kinds = list(dict.fromkeys(one.kind for one in devices))
+        count = 1 if settings.device == "cpu" else max(1, len(devices))
         found = estimates(shape, settings, count)
         wish = self._rules_for(model).tensor_parallel
         if wish:
             found = {wish: estimate(shape, settings, wish)}
         version = await self._version()
         return {
-            size: await asyncio.to_thread(self._measured, model, version, settings, size, list(kinds), one)
+            size: await asyncio.to_thread(self._measured, model, version, settings, size, kinds, one)
             for size, one in found.items()
         }
 

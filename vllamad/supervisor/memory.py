@@ -118,6 +118,14 @@ class DeviceMemory:
         """Why no device can be seen, or not as it is now; "" if all is well."""
         return self._probe.problem if self._probe is not None else "the engine is not known yet"
 
+    def closed_for_good(self, indices: Iterable[int]) -> str:
+        """Why one of these devices gives nothing before somebody repairs it; "" if all may."""
+        for index in indices:
+            closed = self.ledger.closed.get(index)
+            if closed is not None and closed.is_lasting:
+                return f"{self.ledger.devices[index].name}: {closed.why}"
+        return ""
+
     def key(self, index: int) -> str:
         """What a device's driver knows it by (a GPU's UUID)."""
         return self._keys[index]

@@ -416,6 +416,12 @@ class WorkerHandle:
             self.error = None
         self._log_change(before)
         self._arm_deadline()
+        if record.state is State.BACKOFF and self.placement is not None:
+            closed = self._deps.memory.closed_for_good(self.placement.devices)
+            if closed:
+                # There it will not come up again: whoever wants it has it placed anew.
+                self._deps.decided(f"stop {self.model.name}, instead of trying again where it was: {closed}")
+                asyncio.get_running_loop().call_soon(self.post, Kind.STOP)
 
     def _log_change(self, before: WorkerRecord) -> None:
         record = self.record

@@ -26,7 +26,7 @@ from vllamad.domain.ports import DeviceReading
 
 SOURCE = Path(__file__).with_name("nvml.c")
 NAME = "libnvidia-ml.so.1"
-VARIABLE = "VLLAMA_FAKE_NVML"
+VARIABLE = "FAKE_NVML"
 DEADLINE_S = 10.0
 """Far more than a reading takes, for tests in which nothing hangs."""
 

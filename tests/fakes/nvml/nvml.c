@@ -4,7 +4,7 @@
  * that it passes (test_devices_nvml.py compares the sizes). Nothing of it is NVIDIA's: the declarations say anew what
  * the Python binding shows.
  *
- * What the cards are like stands in a text file, named by VLLAMA_FAKE_NVML and read at every call; without the file, no
+ * What the cards are like stands in a text file, named by FAKE_NVML and read at every call; without the file, no
  * driver is loaded. A line is a word and its values:
  *
  *   generation N                  another number: the driver was loaded anew, and whoever used it must start again
@@ -161,7 +161,7 @@ static int read_script(const char *path, const char *function, const char *uuid,
 /* What every call begins with. `needs_start` is false for those that start and end the driver. */
 static int begin(const char *function, const char *uuid, int needs_start) {
     /* The path is taken once: a call that hangs must not follow the process to another file. */
-    char *path = getenv("VLLAMA_FAKE_NVML") ? strdup(getenv("VLLAMA_FAKE_NVML")) : NULL;
+    char *path = getenv("FAKE_NVML") ? strdup(getenv("FAKE_NVML")) : NULL;
     int code, hangs, result;
     long delay, waited = 0;
     for (;;) {
