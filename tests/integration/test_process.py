@@ -488,3 +488,30 @@ def test_uvloop_sees_exits_and_output(play, tmp_path: Path) -> None:
             await child.kill_tree()
 
     uvloop.run(scene())
+
+
+def test_successor_kills_a_keeper_of_names_that_hangs_alone(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is spared once, not for ever: the start of the next daemon waits for it."""
+
+    async def scene(stage: Stage) -> None:
+        monkeypatch.setattr(tree, "TIDYING_S", 0.05)
+        child = stage.spawn(
+            """
+            import multiprocessing.shared_memory, signal
+            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+            held.unlink()
+            print('up')
+            signal.pause()
+            """
+        )
+        await stage.line("up")
+        (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await PosixLauncher(str(stage.folder)).kill_leftovers() == 1
+        assert tree.read(keeper) is None
+        await child.kill_tree()
+
+    play(scene)
