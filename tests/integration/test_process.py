@@ -233,6 +233,26 @@ def test_a_keeper_of_names_that_hangs_is_killed(play, monkeypatch: pytest.Monkey
     play(scene)
 
 
+def test_shared_memory_that_was_seen_once_is_removed_though_everyone_died_at_once(play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(
+            """
+            import multiprocessing.shared_memory, signal
+            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+            print('up', held._name.lstrip('/'))
+            signal.pause()
+            """
+        )
+        path = Path("/dev/shm") / await stage.line("up")
+        await asyncio.to_thread(child.memory_bytes)
+        os.killpg(child.pid, signal.SIGKILL)
+        await child.wait()
+        await child.kill_tree()
+        assert path not in shared_memory()
+
+    play(scene)
+
+
 def test_memory_counts_the_whole_tree(play) -> None:
     async def scene(stage: Stage) -> None:
         child = stage.spawn(

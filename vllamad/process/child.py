@@ -229,7 +229,11 @@ class PosixChild:
         is noted on the way: it is asked now and then, and when an engine has got ready."""
         if self._is_gone:
             return 0
-        self._notes.note(self.pid, tree.shared_memory(self.pid))
+        seen = tree.shared_memory(self.pid)
+        self._notes.note(self.pid, seen)
+        # Who is killed together with everyone who knows it, as by an OOM killer that ends a whole group, cannot be asked
+        # afterwards.
+        self._shared_memory |= seen
         return tree.memory_bytes(self.pid)
 
     def pids(self) -> frozenset[int]:
