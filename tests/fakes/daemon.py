@@ -52,6 +52,8 @@ class Daemon:
         self.log = self.root / "vllamad.log"
         self.port = 0
         self.arguments = list(arguments)
+        self.wrapper: list[str] = []
+        """A command that runs vllamad in its own place, such as unshare."""
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root),
@@ -79,9 +81,11 @@ class Daemon:
 
     def launch(self, *extra: str) -> "subprocess.Popen[bytes]":
         """Start vllamad without waiting for anything."""
+        self._forget_told()
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
                 [
+                    *self.wrapper,
                     sys.executable,
                     "-m",
                     "vllamad",
@@ -107,6 +111,14 @@ class Daemon:
         assert found and child.poll() is None, self.log_text()
         self.port = int(found[-1])
         return self
+
+    def _forget_told(self) -> None:
+        """What a predecessor said: the kernel keeps ten messages, and a READY that finds no room is lost."""
+        self.told.clear()
+        self._notify.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._notify.recv(65536)
 
     def wait_told(self, what: str, seconds: float) -> None:
         """Wait until the daemon has told the service manager ``what``."""

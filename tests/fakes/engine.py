@@ -4,9 +4,10 @@ Takes vLLM's command line (unknown flags are ignored), prints log lines of its s
 grandchild, and serves from the standard library alone: it is up in a tenth of a second.
 
 Misbehaviour comes from, later wins: ``fake_engine.json`` in the model's folder; the environment variable FAKE_ENGINE
-(a JSON object, or flags as below); flags on the command line (``engine.args``). See ``Faults``. ``GET /_fake/state``
-tells what is going on, ``POST /_fake/faults`` replaces the faults of a running one and begins
-its counts anew.
+(a JSON object, or flags as below); flags on the command line (``engine.args``); the file that ``more`` names, which a
+test may change from one life to the next. See ``Faults``. ``GET /_fake/state`` tells what is going on, ``POST
+/_fake/faults`` replaces the faults of a running one and begins its counts anew. SIGUSR1 to the core is an
+allocation that failed: it says so as PyTorch does, and is gone.
 """
 
 import asyncio
@@ -22,11 +23,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import engine_faces as faces
 from engine_answers import Card, Refused, chunks, count_tokens, embeddings, plan, sse, whole
 from engine_sleep import NONSENSE, Sleep
+
+if TYPE_CHECKING:
+    from multiprocessing.shared_memory import SharedMemory
 
 CORE_DEATH_TO_EXIT_S = 1.0
 GENERATING_ROUTES = {
@@ -87,6 +91,12 @@ class Faults:
     token_delay_s: float = 0.0
     tokens: int = 16
     """Length of an answer that nothing limits."""
+    voice: str = ""
+    """What the model says first in every answer, before it repeats the question and counts."""
+    tracked_memory: str = ""
+    """Share a file of /dev/shm with the core, as vLLM's processes do; its name is this and the leader's pid."""
+    more: str = ""
+    """A file with more of these, read at start."""
 
     def take(self, values: dict[str, Any]) -> None:
         """Set what is named; other names are an error, so that a typing error does not pass as good behaviour."""
@@ -129,6 +139,7 @@ class FakeEngine:
         self.sleep = Sleep()
         self.shared_memory = Path(f"/dev/shm/vllama-fake-{os.getpid()}")
         self.mapped: mmap.mmap | None = None
+        self.shared: SharedMemory | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -183,6 +194,11 @@ class FakeEngine:
             self.mapped = mmap.mmap(file.fileno(), 4096)
 
     def start_core(self) -> None:
+        if self.faults.tracked_memory:
+            from multiprocessing.shared_memory import SharedMemory  # it costs ten milliseconds
+
+            # With it comes Python's process that unlinks what its users leave behind, as it does in vLLM.
+            self.shared = SharedMemory(f"{self.faults.tracked_memory}{os.getpid()}", create=True, size=65536)
         self.core = os.fork()
         if self.core:
             return
@@ -191,6 +207,7 @@ class FakeEngine:
             signal.signal(number, signal.SIG_IGN if self.faults.leave_grandchild else signal.SIG_DFL)
         if self.faults.leave_grandchild:
             os.setsid()
+        signal.signal(signal.SIGUSR1, run_out_of_memory)
         Path("/proc/self/comm").write_text("VLLM::EngineCore")
         while True:
             signal.pause()
@@ -220,6 +237,8 @@ class FakeEngine:
         self.shared_memory.unlink(missing_ok=True)
         while self.faults.hang_on_open_streams and self.running:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
+        if self.shared is not None:
+            self.shared.unlink()
         # The socket stays behind, as vLLM's does.
         leave(0)
 
@@ -466,6 +485,8 @@ class FakeEngine:
         self.running += 1
         try:
             await asyncio.sleep(spent_s)
+            if self.core_is_dead:
+                raise Refused(500, "EngineCore encountered an issue.", "InternalServerError")
             await respond(writer, 200, answer)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
@@ -543,6 +564,13 @@ def log(text: str, who: str = "APIServer", pid: int = 0, level: str = "INFO") ->
         print(f"({who} pid={pid or os.getpid()}) {level} {stamp} [fake.py:1] {text}", flush=True)
 
 
+def run_out_of_memory(*_: object) -> None:
+    """The core's last words."""
+    text = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.50 GiB."
+    log(text, "EngineCore", os.getpid(), level="ERROR")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def leave(status: int) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
@@ -562,6 +590,8 @@ def serve(arguments: list[str]) -> None:
         else:
             faults.take_flags(shlex.split(text))
     faults.take_flags(arguments)
+    if faults.more and (file := Path(faults.more)).is_file():
+        faults.take(json.loads(file.read_text()))
     card = Card(
         names=options.get("--served-model-name", [str(model)]),
         root=str(model),
@@ -571,6 +601,7 @@ def serve(arguments: list[str]) -> None:
         is_pooling=options.get("--runner") == ["pooling"],
         has_adapters="--enable-lora" in options,
         default_tokens=faults.tokens,
+        voice=faults.voice,
     )
     asyncio.run(FakeEngine(card, faults, Path(options["--uds"][0])).run())
 

@@ -1,7 +1,8 @@
 """What the fake engine answers: requests in, bodies and stream chunks out, in the shapes of vLLM 0.32. Pure.
 
 Tokens are words. The answer to a question about the capital of France is the true one, every other answer counts up:
-``one two three ...``; both are the same every time.
+``one two three ...``; both are the same every time. A model with a *voice* says it first, and then the question, so
+that an answer shows whose it is, and to what.
 """
 
 import base64
@@ -38,6 +39,7 @@ class Card:
     is_pooling: bool = False
     has_adapters: bool = False
     default_tokens: int = DEFAULT_TOKENS
+    voice: str = ""
 
 
 @dataclass
@@ -132,11 +134,10 @@ def _words(card: Card, body: dict[str, Any], question: str) -> Iterator[str]:
     elif "capital of France" in question:
         yield from ("The", " capital", " of", " France", " is", " Paris", ".")
     else:
-        endless = itertools.cycle(WORDS)
         count = card.default_tokens if not body.get("ignore_eos") else card.max_model_len
-        yield next(endless)
-        for word in itertools.islice(endless, count - 1):
-            yield f" {word}"
+        spoken = [card.voice, *question.split()] if card.voice else []
+        for at, word in enumerate(itertools.chain(spoken, itertools.islice(itertools.cycle(WORDS), count))):
+            yield f" {word}" if at else word
 
 
 def _stopped(words: list[str], stops: list[str]) -> tuple[list[str], str, str | None]:

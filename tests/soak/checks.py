@@ -1,0 +1,30 @@
+"""Counting what was checked, and keeping what did not hold."""
+
+from collections import Counter
+
+
+class Checks:
+    """Every claim counts once per time that it was looked at."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self.known: Counter[str] = Counter()
+        """Faults of the daemon that have a test of their own, which is expected to fail; each time they were met."""
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def that(self, is_true: object, claim: str, seen: object = "") -> bool:
+        """``claim`` is its name in the table; ``seen`` is what was found instead."""
+        self.counts[claim] += 1
+        if not is_true:
+            self.violations.append(f"{claim}: {seen}" if seen != "" else claim)
+        return bool(is_true)
+
+    def add(self, other: "Checks", where: str) -> None:
+        """Take over what was checked somewhere else."""
+        self.counts += other.counts
+        self.known += other.known
+        self.violations += [f"{where}: {text}" for text in other.violations]

@@ -1,0 +1,166 @@
+"""The states of a worker that can be held from outside, and how. Each returns what is held: the requests in flight, the
+engine's processes, and unloads that are under way.
+
+Times are those of ``matrix.ENVIRONMENT``: a state is held for a second or two, long enough to strike.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import grpc
+
+from tests.soak.asking import Asking
+from tests.soak.questions import Kind, Wire
+from tests.soak.victims import Victim
+from tests.soak.world import World, until
+
+LOAD_S = 1.5
+SAYS_S = 15.0
+
+
+@dataclass
+class Held:
+    """A worker in a state."""
+
+    asks: list[Asking] = field(default_factory=list)
+    victim: Victim | None = None
+    unloading: list["asyncio.Task[None]"] = field(default_factory=list)
+
+
+Enter = Callable[[World, str, dict[str, object]], Awaitable[Held]]
+"""``extra`` are faults that the life which is held has besides."""
+
+
+async def starting(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It loads, and two requests wait for it."""
+    world.next_life(model, load_s=LOAD_S, **extra)
+    asks = [_ask(world, model, Wire.CHAT), _ask(world, model, Wire.OPENAI_WHOLE)]
+    shown = await world.in_state(model, "STARTING")
+    return Held(asks, await _grown(shown.pid))
+
+
+async def ready_idle(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It serves, and nobody asks."""
+    world.next_life(model, **extra)
+    return Held([], await _loaded(world, model))
+
+
+async def ready_streaming(world: World, model: str, extra: dict[str, object]) -> Held:
+    """Two streams are in the middle, and a third client waits for an answer in one piece."""
+    world.next_life(model, **extra)
+    victim = await _loaded(world, model)
+    asks = [_ask(world, model, wire) for wire in (Wire.CHAT, Wire.OPENAI, Wire.CHAT_WHOLE)]
+    for ask in asks[:2]:
+        if not await ask.has_said(2, SAYS_S):
+            raise TimeoutError(f"no stream: {await ask.outcome()}")
+    return Held(asks, victim)
+
+
+async def draining(world: World, model: str, extra: dict[str, object]) -> Held:
+    """The same, and somebody unloads it."""
+    held = await ready_streaming(world, model, extra)
+    held.unloading.append(_unload(world, model))
+    await world.in_state(model, "DRAINING")
+    return held
+
+
+async def stopping(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It was told to end and is deaf to it, all of it; a request waits that wants it back."""
+    world.next_life(model, ignore_term=True, leave_grandchild=True, **extra)
+    victim = await _loaded(world, model)
+    unloading = _unload(world, model)
+    await world.in_state(model, "STOPPING")
+    return Held([await _waiting(world, model)], victim, [unloading])
+
+
+async def killing(world: World, model: str, extra: dict[str, object]) -> Held:
+    """All are dead but the process that tidies shared memory: it is frozen, and the daemon gives it two seconds."""
+    world.next_life(model, **extra)
+    victim = await _loaded(world, model)
+    victim.freeze_tidier()
+    unloading = _unload(world, model)
+    await world.in_state(model, "KILLING")
+    return Held([await _waiting(world, model)], victim, [unloading])
+
+
+async def backoff(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It died while it served; a request waits for the next try."""
+    world.next_life(model, **extra)
+    victim = await _loaded(world, model)
+    victim.kill_leader()
+    await world.in_state(model, "BACKOFF")
+    return Held([await _waiting(world, model)])
+
+
+async def failed(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It cannot be loaded."""
+    world.next_life(model, die_while_loading=True, **extra)
+    outcome = await _ask(world, model, Wire.CHAT).outcome()
+    if outcome.kind is not Kind.ERROR:
+        raise AssertionError(f"loading should have failed: {outcome}")
+    await world.in_state(model, "FAILED")
+    return Held()
+
+
+HOLDS: dict[str, Enter] = {
+    "STARTING": starting,
+    "READY, idle": ready_idle,
+    "READY, streams": ready_streaming,
+    "DRAINING": draining,
+    "STOPPING": stopping,
+    "KILLING": killing,
+    "BACKOFF": backoff,
+    "FAILED": failed,
+}
+
+NOT_HELD = {
+    "RELEASING": "on CPU it lasts as long as removing a folder; on a GPU the driver decides",
+    "SUSPENDING, SUSPENDED, RESUMING": "no request and no command leads there yet",
+}
+"""States that cannot be held from outside."""
+
+
+def _ask(world: World, model: str, wire: Wire) -> Asking:
+    return world.ask(world.models[model].asked(f"{wire.name.lower()}-of-{model}", wire), deadline_s=100.0)
+
+
+def _unload(world: World, model: str) -> "asyncio.Task[None]":
+    async def unload() -> None:
+        # The daemon may be killed under whoever asks.
+        with suppress(grpc.RpcError):
+            await world.stop_model(model)
+
+    return asyncio.create_task(unload())
+
+
+async def _waiting(world: World, model: str) -> Asking:
+    """A request that the daemon has put into its queue."""
+    ask = _ask(world, model, Wire.CHAT)
+
+    async def is_there() -> bool:
+        shown = await world.worker(model)
+        return ask.is_over or (shown is not None and shown.waiting + shown.leases > 0)
+
+    await until(is_there, SAYS_S)
+    return ask
+
+
+async def _loaded(world: World, model: str) -> Victim:
+    outcome = await world.ask(world.models[model].asked("hello", limit=3)).outcome()
+    if outcome.kind is not Kind.WHOLE:
+        raise AssertionError(f"cannot load {model}: {outcome}")
+    return await _grown((await world.in_state(model, "READY")).pid)
+
+
+async def _grown(leader: int) -> Victim:
+    """A tree is struck when it is whole."""
+    victim = Victim(leader)
+
+    async def is_whole() -> bool:
+        return bool(victim.core())
+
+    if not await until(is_whole, SAYS_S):
+        raise TimeoutError(f"no engine core: {victim.members()}")
+    return Victim(leader)  # the marker is that of the program, not of what started it
