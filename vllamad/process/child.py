@@ -110,12 +110,13 @@ class PosixLauncher:
 
     async def _clear(self, leaf: Leaf | None) -> int:
         """Kill everyone who carries a marker of this owner or is in the leaf; returns how many that were."""
-        marker, count = f"{self._owner}:", 0
+        marker, count, waited_for = f"{self._owner}:", 0, set[int]()
         for tries in itertools.count():
             found = await asyncio.to_thread(tree.members, 0, marker, leaf)
             if not found.processes and not (leaf and leaf.is_populated()):
                 break
-            spared = set[int]() if tries else tree.tidiers(found)
+            spared = tree.tidiers(found) - waited_for
+            waited_for |= spared
             dying = tree.kill(found, 0, marker, spared, leaf)
             count += len(dying)
             await tree.exits(dying)
@@ -200,13 +201,16 @@ class PosixChild:
 
     async def kill_tree(self) -> None:
         """See ``Child.kill_tree``. Several callers may wait; a cancelled one has still sent its signals."""
+        waited_for = set[int]()
         for tries in itertools.count():
             found = await asyncio.to_thread(tree.members, self.pid, self._marker, self._leaf)
             if self._is_gone:
                 return
             # No await from here to the signals: whoever is cancelled later has noted whom it killed.
             self._shared_memory |= found.shared_memory
-            spared = set[int]() if tries else tree.tidiers(found)
+            # Each gets its time once: one that was not there in an earlier sweep has work to do like any other.
+            spared = tree.tidiers(found) - waited_for
+            waited_for |= spared
             dying = tree.kill(found, self.pid, self._marker, spared, self._leaf)
             self._dying += [one for one in dying if one.pid != self.pid]
             await tree.exits(dying)
