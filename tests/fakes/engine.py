@@ -195,9 +195,11 @@ class FakeEngine:
 
     def start_core(self) -> None:
         if self.faults.tracked_memory:
-            from multiprocessing.shared_memory import SharedMemory  # it costs ten milliseconds
+            from multiprocessing import resource_tracker  # together they cost ten milliseconds
+            from multiprocessing.shared_memory import SharedMemory
 
-            # With it comes Python's process that unlinks what its users leave behind, as it does in vLLM.
+            # Python's process that unlinks what its users leave behind is there before them, as in vLLM.
+            resource_tracker.ensure_running()
             self.shared = SharedMemory(f"{self.faults.tracked_memory}{os.getpid()}", create=True, size=65536)
         self.core = os.fork()
         if self.core:

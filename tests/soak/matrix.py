@@ -1,6 +1,6 @@
 """The kill matrix: every state of a worker that can be held, times everything that can go wrong, and what has to be
 true afterwards. ``python -m tests.soak.matrix`` prints it as a table; ``--patient`` leaves it to the health checks to
-find hung engines, which takes a minute and a half more.
+find hung engines, which takes up to half a minute more.
 
 The cells are dealt to a few daemons that work side by side; each goes through many cells, so that what one of them
 leaves behind shows in the next.
