@@ -10,7 +10,7 @@ PORT ?= 11434
 # Which packages an environment has is told by the hash of the file that names them.
 STAMP := $(shell sha256sum pyproject.toml | cut -c1-12)
 
-.PHONY: help demo serve test test-quick check bench engine proto docs clean venv venv-dev have-python
+.PHONY: help demo serve test test-quick soak kill-matrix check bench engine proto docs clean venv venv-dev have-python
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -36,6 +36,12 @@ test: check ## everything that must hold before a change lands, the real engine 
 
 test-quick: venv-dev ## the inner rings on all cores: no engine, no daemon, about half a minute
 	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick
+
+soak: venv-dev ## ten minutes of clients and at least 200 random kills (SOAK="--seed 7 --seconds 60 --kills 20")
+	@$(BIN)/python -m tests.soak.soak $(SOAK)
+
+kill-matrix: venv-dev ## every state of a worker times every fault, as a table
+	@$(BIN)/python -m tests.soak.matrix --patient
 
 check: venv-dev ## lint and types
 	@$(BIN)/ruff check .

@@ -38,7 +38,6 @@ def test_who_has_no_marker_is_nobodys_victim() -> None:
         other.wait()
 
 
-@pytest.mark.xfail(reason="the port is open before the models are read: requests are told that there is no such model")
 def test_no_model_is_denied_while_the_daemon_starts() -> None:
     async def scene() -> list[Outcome]:
         world = World([Character("tiny", tokens=4)], {})

@@ -9,8 +9,6 @@ class Checks:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
-        self.known: Counter[str] = Counter()
-        """Faults of the daemon that have a test of their own, which is expected to fail; each time they were met."""
 
     @property
     def total(self) -> int:
@@ -26,5 +24,4 @@ class Checks:
     def add(self, other: "Checks", where: str) -> None:
         """Take over what was checked somewhere else."""
         self.counts += other.counts
-        self.known += other.known
         self.violations += [f"{where}: {text}" for text in other.violations]

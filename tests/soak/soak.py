@@ -162,8 +162,6 @@ def report(soak: Soak) -> str:
         counts = "".join(str(soak.load.outcomes[wire.name, kind.value]).rjust(20) for kind in kinds)
         lines.append(title.ljust(34) + counts)
     lines += ["", *_column("faults", soak.havoc.struck), "", *_column("checks", soak.checks.counts), ""]
-    if soak.checks.known:
-        lines += [*_column("known faults, not counted as violations", soak.checks.known), ""]
     lines.append(
         f"{soak.spent_s:.0f} s, {soak.havoc.kills} kills, {soak.havoc.struck.total()} faults, "
         f"{soak.load.requests} requests (the longest {soak.load.longest_s:.1f} s), {len(soak.world.away)} restarts of "

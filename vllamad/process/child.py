@@ -237,7 +237,7 @@ class PosixChild:
         self._notes.note(self.pid, seen)
         # Who is killed together with everyone who knows it, as by an OOM killer that ends a whole group, cannot be asked
         # afterwards.
-        self._shared_memory |= seen
+        self._shared_memory.update(seen)
         return tree.memory_bytes(self.pid)
 
     def pids(self) -> frozenset[int]:

@@ -250,12 +250,6 @@ def memory_bytes(leader: int) -> int:
     return sum(_resident_bytes(p.pid) for p in processes() if p.session == leader and not p.is_zombie)
 
 
-def shared_memory(leader: int) -> frozenset[Path]:
-    """The files in shared memory that a leader's session has mapped now."""
-    mapped = [_shared_memory(p.pid) for p in processes() if p.session == leader and not p.is_zombie]
-    return frozenset[Path]().union(*mapped)
-
-
 def _resident_bytes(pid: int) -> int:
     for name, key in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
         with contextlib.suppress(OSError):
