@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 
-import pytest
-
 from tests.soak.questions import Kind, Outcome
 from tests.soak.soak import report, soak_for
 from tests.soak.victims import Victim
