@@ -48,6 +48,12 @@ class Control:
             for one in listed.workers
         ]
 
+    def insist(self, model: str) -> None:
+        """Begin to load a model as a person asks for it: at once, even if it has just failed."""
+        with self._channel() as channel:
+            asked = workers_pb2.StartWorkerRequest(model=model)
+            workers_pb2_grpc.WorkersStub(channel).StartWorker(asked, timeout=CALL_S)
+
     def stop(self, model: str, *, force: bool = False, seconds: float = 60.0) -> str:
         """Unload a model and wait for it; returns the reason of a failure, or ""."""
         with self._channel() as channel:

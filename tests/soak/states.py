@@ -156,11 +156,11 @@ async def _loaded(world: World, model: str) -> Victim:
 
 async def _grown(leader: int) -> Victim:
     """A tree is struck when it is whole."""
-    victim = Victim(leader)
 
     async def is_whole() -> bool:
-        return bool(victim.core())
+        # Looked up anew each time: the marker is that of the program, not of what started it.
+        return bool(Victim(leader).core())
 
     if not await until(is_whole, SAYS_S):
-        raise TimeoutError(f"no engine core: {victim.members()}")
-    return Victim(leader)  # the marker is that of the program, not of what started it
+        raise TimeoutError(f"no engine core: {Victim(leader).members()}")
+    return Victim(leader)

@@ -172,7 +172,8 @@ class World:
         checks.that(is_told, "no client is lost silently", seen)
 
     async def check_serves(self, checks: Checks, model: str, wire: Wire = Wire.CHAT) -> None:
-        """A new request is answered correctly."""
+        """A new request is answered correctly, also by a model that was given up for a while: somebody asks for it."""
+        await asyncio.to_thread(self.control.insist, model)
         question = self.models[model].asked(f"again-{os.urandom(3).hex()}", wire, limit=8)
         outcome = await self.ask(question).outcome()
         checks.that(outcome.kind is Kind.WHOLE, "a new request is answered", f"{question}: {outcome}")

@@ -130,8 +130,8 @@ class PosixLauncher:
     def _leaf(self, command: Command, unique: str) -> Leaf | None:
         leaf = self._leaves.make(self._owner, unique) if self._leaves else None
         limit_bytes = command.memory_limit_bytes
-        if limit_bytes and not (leaf and leaf.limit(limit_bytes)):
-            _log.warning("process.unlimited title=%s: no control group that could limit its memory", command.title)
+        if limit_bytes and leaf and not leaf.limit(limit_bytes):
+            _log.warning("process.unlimited title=%s: its control group does not limit memory", command.title)
         return leaf
 
     async def reap_orphans(self) -> int:
@@ -235,8 +235,8 @@ class PosixChild:
             return 0
         seen = tree.shared_memory(self.pid)
         self._notes.note(self.pid, seen)
-        # Who is killed together with everyone who knows it, as by an OOM killer that ends a whole group, cannot be asked
-        # afterwards.
+        # Who is killed together with everyone who knows it, as by an OOM killer that ends a whole group, cannot be
+        # asked afterwards.
         self._shared_memory.update(seen)
         return tree.memory_bytes(self.pid)
 

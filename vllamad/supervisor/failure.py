@@ -27,7 +27,8 @@ def load_failed(model: str, cause: Reason, fault: str, lines: list[str], attempt
 
 def _telling_line(lines: list[str]) -> str:
     """The last line that names an error; the last of all if none does."""
-    for line in reversed(lines):
+    telling = [line for line in lines if "warnings.warn(" not in line and "Warning:" not in line]
+    for line in reversed(telling):
         if "Error" in line or "error:" in line:
             return line.strip()[:300]
-    return lines[-1].strip()[:300] if lines else ""
+    return telling[-1].strip()[:300] if telling else ""
