@@ -24,6 +24,13 @@ def size(count_bytes: int) -> str:
     return f"{count_bytes} B"
 
 
+def memory(count_bytes: int) -> str:
+    """``18.2 GiB``, ``256 MiB``: binary, as drivers count memory and as the scheduler's sentences write it."""
+    if count_bytes >= 1 << 30:
+        return f"{count_bytes / (1 << 30):.1f} GiB"
+    return f"{count_bytes / (1 << 20):.0f} MiB"
+
+
 def span(seconds: float) -> str:
     """``4 minutes``, ``About an hour``, ``3 days``."""
     s = int(seconds)

@@ -29,7 +29,10 @@ def size_bytes(worker: Worker) -> int:
 
 
 def processor(worker: Worker) -> str:
-    """Return Ollama's word for where it runs; an engine is always on one side with all of a model."""
+    """Return Ollama's word for where it runs, "-" if it does not; an engine is always on one side with all of a
+    model."""
+    if worker.state == Worker.FAILED:
+        return "-"
     return "100% GPU" if worker.device.startswith("gpu") or worker.device_bytes else "100% CPU"
 
 

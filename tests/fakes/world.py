@@ -230,6 +230,9 @@ class FakeEngine:
     def read_phase(self, line: str) -> LoadStep | None:
         return LoadStep(line.removeprefix("phase "), 0.5) if line.startswith("phase ") else None
 
+    def plain(self, line: str) -> str:
+        return line
+
     def read_taken(self, line: str) -> Taken | None:
         return Taken(cache_tokens=int(line.removeprefix("cache "))) if line.startswith("cache ") else None
 

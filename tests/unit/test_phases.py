@@ -2,8 +2,9 @@
 
 import pytest
 
-from vllamad.domain.ports import LoadStep
-from vllamad.engine.phases import read_phase
+from vllamad.domain.ports import LoadStep, Taken
+from vllamad.engine.phases import plain, read_phase
+from vllamad.engine.taken import read_taken
 
 CORE = "(EngineCore pid=8456) INFO 11-22 18:50:17 "
 
@@ -71,3 +72,35 @@ def test_known_lines(line: str, step: LoadStep) -> None:
 )
 def test_other_lines_are_no_step(line: str) -> None:
     assert read_phase(line) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "rest"),
+    [
+        (CORE.replace("INFO", "ERROR") + "[core.py:1140] ValueError: no room", "ValueError: no room"),
+        ("(APIServer pid=1) Traceback (most recent call last):", "Traceback (most recent call last):"),
+        (
+            "(Worker_TP0 pid=77) torch.OutOfMemoryError: CUDA out of memory",
+            "torch.OutOfMemoryError: CUDA out of memory",
+        ),
+        ("(of a kind) of line", "(of a kind) of line"),
+    ],
+)
+def test_what_the_engine_writes_before_each_line_is_not_told(line: str, rest: str) -> None:
+    assert plain(line) == rest
+
+
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        (CORE + "[kv_cache_utils.py:2327] CPU KV cache size: 11,648 tokens, Maximum", Taken(cache_tokens=11_648)),
+        (CORE + "[gpu_model_runner.py:5150] Model loading took 1.5 GiB memory and 3.2 seconds", Taken(3 << 29)),
+        (CORE + "[core.py:1] something else", None),
+    ],
+)
+def test_what_the_engine_says_that_it_took(line: str, taken: Taken | None) -> None:
+    assert read_taken(line) == taken
+
+
+def test_what_was_said_first_stays_until_it_is_said_anew() -> None:
+    assert Taken(5, 0) | Taken(0, 7) | Taken(6, 0) == Taken(6, 7)

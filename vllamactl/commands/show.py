@@ -112,10 +112,10 @@ def fit_page(fit: FitModelResponse) -> list[str]:
         rows = [
             (
                 str(each.devices),
-                human.size(each.weights_bytes),
-                human.size(1000 * each.kv_bytes_per_token) if each.kv_bytes_per_token else "-",
-                human.size(each.activation_bytes),
-                human.size(each.overhead_bytes),
+                human.memory(each.weights_bytes),
+                human.memory(1000 * each.kv_bytes_per_token) if each.kv_bytes_per_token else "-",
+                human.memory(each.activation_bytes),
+                human.memory(each.overhead_bytes),
                 each.origin,
             )
             for each in fit.footprints

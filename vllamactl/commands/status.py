@@ -96,11 +96,11 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
 
 
 def _device(device: Device) -> str:
-    """``GPU 0: 34 GB of 85 GB reserved, others hold 1.2 GB, 41 GB to give``"""
-    parts = [f"{human.size(device.reserved_bytes)} of {human.size(device.total_bytes)} reserved"]
+    """``GPU 0: 34.1 GiB of 79.2 GiB reserved, others hold 1.2 GiB, 35.9 GiB to give``"""
+    parts = [f"{human.memory(device.reserved_bytes)} of {human.memory(device.total_bytes)} reserved"]
     if device.foreign_bytes:
-        parts.append(f"others hold {human.size(device.foreign_bytes)}")
-    parts.append(f"{human.size(device.giveable_bytes)} to give")
+        parts.append(f"others hold {human.memory(device.foreign_bytes)}")
+    parts.append(f"{human.memory(device.giveable_bytes)} to give")
     if device.loading:
         parts.append(f"loads {device.loading}")
     if device.HasField("temperature_c"):

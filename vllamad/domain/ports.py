@@ -334,6 +334,10 @@ class Engine(Protocol):
         """What a line of output says about the progress of loading; None for every other line."""
         ...
 
+    def plain(self, line: str) -> str:
+        """A line of output without what the engine writes before each: who it is from, when, and where in the code."""
+        ...
+
     def read_taken(self, line: str) -> Taken | None:
         """What a line of output says about the memory that was taken; None for every other line."""
         ...

@@ -55,6 +55,14 @@ _STEPS: tuple[tuple[re.Pattern[str], Reading], ...] = (
 )
 
 
+_HEAD = re.compile(r"^\((?:APIServer|EngineCore|Worker)\w* pid=\d+\) (?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] )?")
+
+
+def plain(line: str) -> str:
+    """A line without its process, level, time and place in the code."""
+    return _HEAD.sub("", line)
+
+
 def read_phase(line: str) -> LoadStep | None:
     """What a line says about the progress of loading; None for every other line."""
     for pattern, reading in _STEPS:

@@ -1,5 +1,7 @@
 """What a worker died of, as people are told (floor 3)."""
 
+from collections.abc import Callable
+
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 
@@ -7,11 +9,13 @@ LAST_LINES = 12
 """Lines of the engine's output that travel with a failure."""
 
 
-def load_failed(model: str, cause: Reason, fault: str, lines: list[str], attempts: int) -> VllamaError:
+def load_failed(
+    model: str, cause: Reason, fault: str, lines: list[str], attempts: int, plain: Callable[[str], str]
+) -> VllamaError:
     """The failure of a worker that is given up, or tried again later: what happened (``fault``), and the engine's own
-    word for it."""
+    word for it, without what it writes before each line (``plain``)."""
     detail = fault or "the engine ended"
-    telling = _telling_line(lines)
+    telling = plain(_telling_line(lines))
     says_the_same = telling in detail or detail in telling
     shown = detail if says_the_same else f"{detail}: {telling}"
     what = f"the engine of {model} has stopped unexpectedly" if cause is Reason.ENGINE_DIED else f"cannot load {model}"

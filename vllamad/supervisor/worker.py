@@ -116,6 +116,8 @@ class WorkerHandle:
         self._load = LoadStep("starting", 0.0)
         self._load_s = 0.0
         self._start_time = 0.0
+        self._said_before = 0
+        """The number of the last line in the ring that an earlier life wrote."""
         self._life: Incarnation | None = None
         self._leases: set[Lease] = set()
         self._idle = IdleTimer(self._clock, idle_s, self._expired)
@@ -410,8 +412,10 @@ class WorkerHandle:
             self._life.abandon()
             self._life = None
         if record.state in {State.BACKOFF, State.FAILED} and record.cause is not None:
-            lines = [line.text for line in self.ring.tail(LAST_LINES)]
-            self.error = load_failed(self.model.name, record.cause, self._fault, lines, record.attempts)
+            lines = [line.text for line in self.ring.tail(LAST_LINES) if line.number > self._said_before]
+            self.error = load_failed(
+                self.model.name, record.cause, self._fault, lines, record.attempts, self._deps.world.engine.plain
+            )
         elif record.state in {State.STARTING, State.STOPPED}:
             self.error = None
         self._log_change(before)
@@ -544,6 +548,7 @@ class WorkerHandle:
 
     def _spawn(self) -> None:
         self._start_time = self._clock.time()
+        self._said_before = max((line.number for line in self.ring.tail(1)), default=0)
         self._load = LoadStep("starting", 0.0)
         self._fault = ""
         assert self.placement is not None, f"{self.name} has no place"
