@@ -91,6 +91,7 @@ class Answers:
     models: list[models_pb2.Model] = field(default_factory=lambda: [model("smollm2:135m")])
     workers: list[workers_pb2.Worker] = field(default_factory=lambda: [worker("smollm2:135m")])
     status: daemon_pb2.GetStatusResponse = field(default_factory=daemon_pb2.GetStatusResponse)
+    fit: models_pb2.FitModelResponse = field(default_factory=models_pb2.FitModelResponse)
     settings: list[daemon_pb2.Setting] = field(default_factory=list)
     logs: list[workers_pb2.StreamLogsResponse] = field(default_factory=list)
     chat: list[inference_pb2.ChatResponse] = field(default_factory=list)
@@ -159,6 +160,11 @@ class ControlServer(DaemonServicer, ModelsServicer, WorkersServicer, OperationsS
     def GetModel(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._note("GetModel", request, context)
         return models_pb2.GetModelResponse(model=self._find(request.name, context))
+
+    def FitModel(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._note("FitModel", request, context)
+        self._find(request.name, context)
+        return self.answers.fit
 
     def CopyModel(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._note("CopyModel", request, context)

@@ -19,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.fakes.control_server import DIGEST, NOW, ControlServer, at, failure, model, worker
 from vllama import __version__
-from vllama.control.v1 import daemon_pb2, workers_pb2
+from vllama.control.v1 import daemon_pb2, models_pb2, workers_pb2
 from vllama.control.v1.inference_pb2 import ChatResponse, Finish
 from vllama.control.v1.operations_pb2 import Progress
 from vllama.reasons import ROWS, Reason
@@ -93,13 +93,15 @@ def test_ps(ctl: Ctl, server: ControlServer) -> None:
             "qwen3:0.6b", starting, load_phase="loading weights", load_fraction=0.4, memory_bytes=0, context_length=0
         )
     )
-    server.answers.workers.append(worker("big:70b", leases=1, device="gpu 0,1", device_bytes=10**11))
+    server.answers.workers.append(
+        worker("big:70b", leases=1, device="gpu 0,1", device_bytes=10**11, cpu_time=Duration(seconds=61))
+    )
     rows = [line.split("    ") for line in ctl("ps").out.splitlines()]
     assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
-        ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "STATE", "UNTIL"],
-        ["smollm2:135m", DIGEST[:12], "1.2 GB", "100% CPU", "8192", "ready", "4 minutes from now"],
-        ["qwen3:0.6b", DIGEST[:12], "-", "100% CPU", "-", "starting", "loading weights 40 %"],
-        ["big:70b", DIGEST[:12], "100 GB", "100% GPU", "8192", "ready", "busy"],
+        ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "CPU", "STATE", "UNTIL"],
+        ["smollm2:135m", DIGEST[:12], "1.2 GB", "100% CPU", "8192", "-", "ready", "4 minutes from now"],
+        ["qwen3:0.6b", DIGEST[:12], "-", "100% CPU", "-", "-", "starting", "loading weights 40 %"],
+        ["big:70b", DIGEST[:12], "100 GB", "100% GPU", "8192", "61 s", "ready", "busy"],
     ]
     assert ctl("ps", "-q").out.split() == ["smollm2:135m", "qwen3:0.6b", "big:70b"]
     shown = ctl("ps", "--json").document["workers"]
@@ -109,7 +111,7 @@ def test_ps(ctl: Ctl, server: ControlServer) -> None:
 
 def test_ps_of_nothing_is_a_header(ctl: Ctl, server: ControlServer) -> None:
     server.answers.workers.clear()
-    assert ctl("ps").out.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "STATE", "UNTIL"]
+    assert ctl("ps").out.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "CPU", "STATE", "UNTIL"]
     assert ctl("ps", "--json").document == {"workers": []}
     assert ctl("ps", "--quiet").out == ""
 
@@ -134,6 +136,20 @@ def test_status(ctl: Ctl, server: ControlServer) -> None:
         waiting_requests=2,
         storage=daemon_pb2.Storage(models_bytes=2_000_000_000, free_bytes=200_000_000_000),
         decisions=[daemon_pb2.Decision(time=at(NOW), text="evict a to fit b")],
+        waits=["b waits (2, 3 s): GPU 0 loads a: one load at a time"],
+        devices=[
+            daemon_pb2.Device(
+                name="GPU 0",
+                total_bytes=80 << 30,
+                reserved_bytes=34 << 30,
+                foreign_bytes=1288490188,
+                giveable_bytes=36 << 30,
+                loading="a",
+                temperature_c=41,
+                utilisation=0.5,
+            ),
+            daemon_pb2.Device(name="GPU 1", total_bytes=80 << 30, problem="lost: it fell off the bus"),
+        ],
     )
     page = ctl("status").out
     for expected in (
@@ -143,6 +159,10 @@ def test_status(ctl: Ctl, server: ControlServer) -> None:
         "models      3 on disk, 1 loaded",
         "requests    0 running, 2 waiting",
         "storage     2 GB of models, 200 GB free",
+        "device      GPU 0: 34.0 GiB of 80.0 GiB reserved, others hold 1.2 GiB, 36.0 GiB to give, loads a, 41 °C, "
+        "50 % busy",
+        "device      GPU 1: nothing is placed on it: lost: it fell off the bus",
+        "Waiting\n  b waits (2, 3 s): GPU 0 loads a: one load at a time",
         "✗    broken:latest    failed",
         "cannot start broken: the engine ended",
         "hint: read its log",
@@ -151,6 +171,33 @@ def test_status(ctl: Ctl, server: ControlServer) -> None:
         assert expected in page
     assert ctl("status", "-q").out == "serving\n"
     assert ctl("status", "--json").document["engine"]["version"] == "vllm 0.32.0"
+
+
+def test_show_fit(ctl: Ctl, server: ControlServer) -> None:
+    server.answers.fit = models_pb2.FitModelResponse(
+        sentence="fits on GPU 1 with 34,000 tokens of cache; or on 2 GPUs with 90,000 tokens of cache",
+        footprints=[
+            models_pb2.Footprint(
+                devices=1,
+                weights_bytes=16 << 30,
+                kv_bytes_per_token=131072,
+                activation_bytes=1 << 30,
+                overhead_bytes=900 << 20,
+                origin="estimated",
+            )
+        ],
+        notes=["its family is not known"],
+    )
+    lines = ctl("show", "smollm2:135m", "--fit").out.splitlines()
+    assert lines[0] == server.answers.fit.sentence
+    assert lines[2].split() == ["DEVICES", "WEIGHTS", "CACHE/1K", "TOKENS", "BATCH", "ENGINE", "NUMBERS"]
+    assert [cell.strip() for cell in lines[3].split("    ") if cell.strip()] == [
+        "1", "16.0 GiB", "125 MiB", "1.0 GiB", "900 MiB", "estimated",
+    ]  # fmt: skip
+    assert lines[-1] == "note: its family is not known"
+    assert ctl("show", "smollm2:135m", "--fit", "-q").out == server.answers.fit.sentence + "\n"
+    assert ctl("show", "smollm2:135m", "--fit", "--json").document["footprints"][0]["origin"] == "estimated"
+    assert ctl("show", "nobody", "--fit").status == 3
 
 
 def test_show(ctl: Ctl, server: ControlServer) -> None:

@@ -562,3 +562,82 @@ def test_progress_of_a_load_reaches_who_waits() -> None:
         assert "loading weights" in seen
 
     in_house(test)
+
+
+def test_a_crowded_model_gets_another_worker_and_requests_go_where_there_are_fewest() -> None:
+    async def test(house: House) -> None:
+        house.sizing.replicas = 2
+        first = house.ask(A)
+        await house.ready(A)
+        await first.lease
+        second = house.ask(A)  # granted at once; its worker is crowded from now on
+        await second.lease
+        await house.supervisor.wait_until(lambda: len(house.supervisor.of(A)) == 2)
+        house.launcher.last.healthy.set()
+        await house.supervisor.wait_until(lambda: all(one.takes_requests for one in house.supervisor.of(A)))
+        third = house.ask(A)
+        await third.lease
+        assert [one.record.leases for one in house.supervisor.of(A)] == [2, 1]
+        assert [one.holder for one in house.supervisor.of(A)] == ["a:latest", "a:latest#2"]
+        house.gate.set_keep_alive(A, 0.0)
+        for caller in (first, second, third):
+            await caller.leave()
+        house.clock.advance(0.0)
+        await house.supervisor.wait_until(lambda: not house.supervisor.handles())
+
+    in_house(test, GateLimits(Limits(crowd=2)))
+
+
+def test_callers_of_a_model_take_turns() -> None:
+    async def test(house: House) -> None:
+        order: list[str] = []
+
+        async def ask(caller: str) -> None:
+            async with house.gate.lease(A, caller=caller):
+                order.append(caller)
+                await asyncio.sleep(0)
+
+        flood = [asyncio.create_task(ask("flood")) for _ in range(4)]
+        await house.until(A, State.STARTING)
+        calm = asyncio.create_task(ask("calm"))
+        await asyncio.sleep(0)
+        await house.ready(A)
+        await asyncio.gather(*flood, calm)
+        assert order.index("calm") <= 1
+
+    in_house(test, GateLimits(Limits(parallel=1)))
+
+
+def test_who_may_not_evict_gets_free_memory_or_none() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        with pytest.raises(VllamaError, match="there is no room for it as things are") as caught:
+            async with house.gate.lease(B, may_evict=False):
+                pass
+        assert caught.value.reason is Reason.WONT_FIT
+        assert house.state(A) is State.READY
+
+    in_house(test)
+
+
+def test_a_retry_waits_while_its_device_loads_another() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        house.launcher.last.exit(-9)
+        await house.until(A, State.BACKOFF)
+        other = house.ask(B)
+        await house.until(B, State.STARTING)
+        loading = house.launcher.last
+        house.clock.advance(3.0)
+        assert house.state(A) is State.BACKOFF, "engines look at what is free while they load: one at a time"
+        loading.healthy.set()
+        await other.lease
+        house.clock.advance(1.0)
+        await house.ready(A)
+        await other.leave()
+
+    in_house(test, GateLimits())
