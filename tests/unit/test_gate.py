@@ -595,6 +595,7 @@ def test_callers_of_a_model_take_turns() -> None:
         async def ask(caller: str) -> None:
             async with house.gate.lease(A, caller=caller):
                 order.append(caller)
+                house.clock.advance(1.0)
                 await asyncio.sleep(0)
 
         flood = [asyncio.create_task(ask("flood")) for _ in range(4)]
