@@ -604,7 +604,7 @@ def test_callers_of_a_model_take_turns() -> None:
         await asyncio.sleep(0)
         await house.ready(A)
         await asyncio.gather(*flood, calm)
-        assert order.index("calm") <= 1
+        assert order.index("calm") <= 2, order
 
     in_house(test, GateLimits(Limits(parallel=1)))
 
