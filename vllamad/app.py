@@ -95,6 +95,8 @@ class Daemon:
         self._state = "STARTING"
         self._stop = asyncio.Event()
         self._free_bytes = 0
+        self._killed = 0
+        """Processes of an earlier daemon's engines that had to be killed."""
         self._engine_version = EngineVersion(python="")
         self._clock = RealClock(loop)
         self._notifier = SystemdNotifier(environ)
@@ -248,7 +250,7 @@ class Daemon:
         await self._catalog.load()
         await self._restoring.begin()
         await self._http.start()
-        await self._launcher.kill_leftovers()
+        self._killed = await self._launcher.kill_leftovers()
         await asyncio.to_thread(self._supervisor.clean_up)
         await self._look_at_disk()
         await self._control.start()
@@ -303,6 +305,8 @@ class Daemon:
             while not self._memory.readings and self._gpus.problem.startswith("silent") and looks < FIRST_LOOKS:
                 looks += 1
                 await self._memory.refresh()
+            if self._killed:
+                await self._memory.settle(engine.release_timeout_s)
         else:
             budget = engine.cpu_memory_bytes
             # A number that was given is meant: it has its margin already.

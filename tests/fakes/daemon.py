@@ -246,6 +246,13 @@ class Daemon:
             assert time.monotonic() < deadline, f"never logged {text!r}:\n{self.log_text()}"
             time.sleep(0.01)
 
+    def wait_file(self, path: Path, text: str, seconds: float = 15.0) -> None:
+        """Wait for a text in a file."""
+        deadline = time.monotonic() + seconds
+        while not path.exists() or text not in path.read_text():
+            assert time.monotonic() < deadline, f"never in {path}: {text!r}"
+            time.sleep(0.02)
+
     def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 

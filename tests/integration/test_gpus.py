@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tests.fakes.devices import GIB, Card, cards
 from tests.fakes.nvml.library import VARIABLE, ScriptedGpus, build
 
 LOOK_S = 0.05
+FOREIGN = 10_000_000
+"""Processes from here on are others'."""
 TAKEN = 0.35
 """Of its share; the rest is for what a batch needs for a moment."""
 
@@ -24,6 +27,9 @@ class Machine:
     def __init__(self, daemon: Daemon, gpus: list[Card]) -> None:
         self.rack = ScriptedGpus(daemon.root / "nvml.txt", gpus, 10.0, None)
         self.keeps = False
+        self.lag_s = 0.0
+        """How long a card keeps the memory of a process that has ended."""
+        self._gone: dict[int, float] = {}
         self._daemon = daemon
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -52,7 +58,8 @@ class Machine:
                             usable = card.total_bytes - (card.reserved_bytes or 0)
                             card.processes[pid] = int(TAKEN * share * usable)
                     for pid in set(card.processes) - set(living):
-                        if not self.keeps and pid < 10_000_000:
+                        gone_at = self._gone.setdefault(pid, time.monotonic())
+                        if not self.keeps and pid < FOREIGN and time.monotonic() - gone_at >= self.lag_s:
                             del card.processes[pid]
                 self.rack.write()
 
@@ -170,7 +177,7 @@ def test_a_card_that_falls_off_the_bus_is_left_alone(new_machine: Callable[..., 
 
 def test_others_memory_is_not_given_away(new_machine: Callable[..., tuple[Daemon, Machine]]) -> None:
     gpus = small()[:1]
-    gpus[0].processes[20_000_000] = 2 * GIB
+    gpus[0].processes[2 * FOREIGN] = 2 * GIB
     daemon, machine = new_machine(gpus, {"a": {}})
     answer = ask(daemon, "a")
     assert answer.status == 500
@@ -179,3 +186,21 @@ def test_others_memory_is_not_given_away(new_machine: Callable[..., tuple[Daemon
     machine.change(lambda rack: rack.cards[0].processes.clear())
     daemon.wait_log("others hold 0.0 GiB on GPU 0, before it was 2.0 GiB")
     assert ask(daemon, "a").status == 200
+
+
+def test_after_kill_9_the_next_daemon_waits_for_the_memory_of_the_engines_that_it_kills(
+    new_machine: Callable[..., tuple[Daemon, Machine]],
+) -> None:
+    deaf: dict[str, object] = {"ignore_term": True, "leave_grandchild": True}
+    daemon, machine = new_machine(small()[:1], {"a": deaf}, VLLAMA_ENGINE_TERM_GRACE="200ms")
+    assert ask(daemon, "a").status == 200, daemon.log_text()
+    daemon.wait_file(daemon.state / "loaded.json", "a:latest")
+    machine.change(lambda rack: setattr(machine, "lag_s", 0.7))
+    daemon.kill()
+    daemon.start()
+    daemon.wait_log("memory.settled", 20.0)
+    log = daemon.log_text()
+    assert "process.leftovers killed=" in log
+    daemon.wait_log("restore.load model=a:latest")
+    assert ask(daemon, "a").status == 200
+    assert "restore.failed" not in daemon.log_text()

@@ -36,6 +36,11 @@ keep a little for themselves."""
 HOST = -1
 """Our number of the machine's own memory, beside GPUs."""
 
+SETTLE_LOOK_S = 0.25
+SETTLED_LOOKS = 6
+"""A driver that gives back what a killed process had does so within some hundred milliseconds of its end; then nothing
+more comes."""
+
 PASSING = ("silent", "driver", "unreadable")
 """Ailments that may be over at the next reading: who needs the device waits for it."""
 
@@ -110,6 +115,18 @@ class DeviceMemory:
         after = self.ledger
         if after.foreign != before.foreign or after.closed != before.closed or after.devices != before.devices:
             self.on_change()
+
+    async def settle(self, longest_s: float) -> None:
+        """Engines of an earlier daemon were killed: return when what others hold has not shrunk for a while. Drivers
+        give memory back after the process has gone, and what is still out then is no longer ours to wait for."""
+        looks, quiet = int(longest_s / SETTLE_LOOK_S), 0
+        held = sum(self.ledger.foreign.values())
+        while looks > 0 and quiet < SETTLED_LOOKS:
+            await asyncio.sleep(SETTLE_LOOK_S)
+            await self.refresh()
+            now = sum(self.ledger.foreign.values())
+            looks, quiet, held = looks - 1, 0 if now < held - MEMORY_SLACK_BYTES // 8 else quiet + 1, now
+        event(log, logging.INFO, "memory.settled", others_bytes=held)
 
     # --- questions -----------------------------------------------------------------------------------------------
 
