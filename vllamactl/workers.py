@@ -47,5 +47,5 @@ def until(worker: Worker, now: float) -> str:
     if worker.leases:
         return "busy"
     if worker.is_pinned:
-        return "Forever"
-    return human.instant(seconds_of(worker.expire_time), now) if worker.HasField("expire_time") else "-"
+        return "Pinned"
+    return human.instant(seconds_of(worker.expire_time), now) if worker.HasField("expire_time") else "Forever"

@@ -151,7 +151,7 @@ class Daemon:
             GateLimits(
                 Limits(
                     max_loaded=scheduler.max_loaded_models,
-                    parallel=scheduler.num_parallel,
+                    parallel=0 if settings.engine.max_num_seqs else scheduler.num_parallel,
                     queue_per_model=scheduler.max_queue_per_model,
                     queue=scheduler.max_queue,
                 ),

@@ -97,7 +97,8 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
 
 def _device(device: Device) -> str:
     """``GPU 0: 34.1 GiB of 79.2 GiB reserved, others hold 1.2 GiB, 35.9 GiB to give``"""
-    parts = [f"{human.memory(device.reserved_bytes)} of {human.memory(device.total_bytes)} reserved"]
+    usable = device.usable_bytes or device.total_bytes
+    parts = [f"{human.memory(device.reserved_bytes)} of {human.memory(usable)} reserved"]
     if device.foreign_bytes:
         parts.append(f"others hold {human.memory(device.foreign_bytes)}")
     parts.append(f"{human.memory(device.giveable_bytes)} to give")

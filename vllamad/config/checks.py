@@ -70,6 +70,14 @@ OWN_FLAGS: dict[str, str] = {
     "--tensor-parallel-size": "set tensor_parallel in a [[model]] row",
     "-tp": "set tensor_parallel in a [[model]] row",
     "--device-ids": "set devices in a [[model]] row",
+    "--pipeline-parallel-size": "models are spread by tensor_parallel only",
+    "-pp": "models are spread by tensor_parallel only",
+    "--data-parallel-size": "set replicas in a [[model]] row",
+    "-dp": "set replicas in a [[model]] row",
+    "--num-gpu-blocks-override": "set cache_tokens in [models] or in a [[model]] row",
+    "--cpu-offload-gb": "what lies in the host's memory would not be accounted for",
+    "--kv-offloading-size": "what lies in the host's memory would not be accounted for",
+    "--config": "its flags would not be seen; write them into args",
 }
 """Flags of the engine that are the planner's: what two engines on one device may take is not theirs to guess."""
 

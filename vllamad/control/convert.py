@@ -124,7 +124,7 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
         context_length=view.context_length,
         reserved_bytes=view.reserved_bytes,
         cache_tokens=view.cache_tokens,
-        is_pinned=math.isinf(view.idle_s),
+        is_pinned=view.is_pinned,
         start_time=timestamp(view.start_time),
     )
     if view.state is State.STARTING:

@@ -219,6 +219,10 @@ class Ledger:
         """As if every device that is closed for the moment only gave again."""
         return replace(self, closed={index: one for index, one in self.closed.items() if one.is_lasting})
 
+    def if_empty(self) -> "Ledger":
+        """The bare devices: as if nobody had ever been there, and all were well."""
+        return replace(self, reservations={}, foreign={}, closed={})
+
     def promise(self, holder: str, full_on: Mapping[int, int]) -> "Ledger":
         """Set bytes aside, be they there yet or not."""
         return self._with(Reservation(holder, full_on, is_promise=True))

@@ -141,20 +141,26 @@ def with_measured(
     cache_tokens: int = 0,
     held_bytes: int = 0,
     host_bytes: int = 0,
+    has_run_batch: bool = False,
 ) -> Footprint:
     """An estimate with what was seen after a load in its place; 0 for what was not seen.
 
     ``weights_bytes`` is what the engine says that its model took on one device; ``cache_tokens`` fit into
     ``cache_bytes`` of one device; ``held_bytes`` is what a device had in use for it, that cache included (vLLM fills
-    it with zeros while it starts, on CPU too). What is held beyond weights and cache is overhead; what a batch needs
-    for a moment is given back before anyone looks, so the estimate of it stays.
+    it with zeros while it starts, on CPU too). What is held beyond weights and cache is overhead, and the estimate of
+    what a batch needs for a moment stays beside it. ``has_run_batch``: the engine tried its largest batch while it
+    started (vLLM does on GPUs), and may still hold what that took, so it is not counted twice; where that leaves less
+    overhead than was estimated, the estimate stands.
     """
     weights = weights_bytes or footprint.weights_bytes
     has_line = not footprint.windows and not footprint.sequence_bytes
     token_bytes = footprint.kv_bytes_per_token
     if cache_tokens and cache_bytes and has_line:
         token_bytes = cache_bytes // cache_tokens
-    overhead = max(0, held_bytes - weights - cache_bytes) if held_bytes else footprint.overhead_bytes
+    overhead = footprint.overhead_bytes
+    if held_bytes:
+        rest = max(0, held_bytes - weights - cache_bytes)
+        overhead = max(rest - footprint.activation_bytes, min(overhead, rest)) if has_run_batch else rest
     return replace(
         footprint,
         weights_bytes=weights,

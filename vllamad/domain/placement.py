@@ -8,9 +8,10 @@ The policy, and why:
 - A model goes beside others where it gets the cache that it wants there, so that large models keep whole devices; else
   onto an empty device; else beside others with less cache. Among equals, where the least is left over: small gaps
   are used up, large ones stay whole.
-- The cache cannot grow after the load, so it is chosen once. On an empty device a model gets all that it wants, and
-  the rest too if nobody could use the rest. Beside others it gets its least and half of what is left beyond: each
-  newcomer leaves as much as it takes, so that the first does not lock out those to come.
+- The cache cannot grow after the load, so it is chosen once. On an empty device a model gets what it wants, up to as
+  much as its weights take or half of what they leave, and the rest too if nobody could use the rest. Beside others it
+  gets its least and half of what is left beyond: each newcomer leaves as much as it takes, so that the first does not
+  lock out those to come.
 - Peers on a fast link before any others; then whoever is cheapest to ask to leave.
 
 Everything is decided by numbers and, in the end, by indices and names: same ledger, same placement.
@@ -231,6 +232,10 @@ class _Search:
         most = room // need.token_bytes
         if not is_empty:
             return min(wanted, least + max(0, most - least) // 2)
+        # As much for the cache as for the model itself, or half of what is left beyond it, whichever is more: a small
+        # model does not take all of a card because it is the first there.
+        bound = max(room // 2, need.fixed_bytes) // need.token_bytes
+        wanted = max(least, min(wanted, bound))
         rest = room - min(most, wanted) * need.token_bytes
         return most if rest < USEFUL_BYTES else wanted
 

@@ -34,6 +34,9 @@ from vllamad.domain.workload import (
     Workload,
 )
 
+RETRY_AFTER_S = 60
+"""For what others' memory, a leak or a pinned model keeps out: that may pass, but not at once."""
+
 _GOING_UP = frozenset({State.STARTING, State.RESUMING, State.BACKOFF})
 
 
@@ -143,7 +146,10 @@ class _Round:
     def _find_place(self, model: Wanted, queue: Sequence[Waiter], holder: str, demand: Demand, *, is_new: bool) -> None:
         found = place(demand, self._ledger, stays=self._stays)
         if isinstance(found, NoPlace) and found.lack is Lack.NEVER:
-            self._refuse(model, queue, f"it can never fit: {found.numbers}")
+            if isinstance(place(demand, self._ledger.if_empty()), NoPlace):
+                self._refuse(model, queue, f"it can never fit: {found.numbers}")
+            else:
+                self._refuse(model, queue, f"it does not fit as things are: {found.numbers}", RETRY_AFTER_S)
             return
         if is_new and self._is_full_for_ever():
             self._refuse(model, queue, f"all of {self._limits.max_loaded} models are pinned or stuck")
@@ -157,7 +163,7 @@ class _Round:
                 self._wait(model, found.numbers)
             else:
                 numbers = found.numbers if isinstance(found, NoPlace) else self._too_many()
-                self._refuse(model, queue, f"there is no room for it as things are: {numbers}")
+                self._refuse(model, queue, f"there is no room for it as things are: {numbers}", RETRY_AFTER_S)
             return
         waited_s = self._now - min(waiter.since for waiter in queue)
         others = [
@@ -227,7 +233,7 @@ class _Round:
         if is_new:
             after = self._ledger.reserve(holder, found.bytes_on)
             cache = f" with cache for {found.tokens} tokens" if found.cache_bytes else ""
-            what = f"start {model.name} on {names}{cache}: {waiting} waiting, takes {gib(found.device_bytes)}{each}"
+            what = f"start {holder} on {names}{cache}: {waiting} waiting, takes {gib(found.device_bytes)}{each}"
         else:
             after = self._ledger.grow(holder)
             what = f"wake {model.name} on {names}: {waiting} waiting, takes {gib(found.device_bytes)}{each} more"
@@ -271,9 +277,9 @@ class _Round:
         names = (model.name if number == 1 else f"{model.name}#{number}" for number in range(1, len(taken) + 2))
         return next(name for name in names if name not in taken)
 
-    def _refuse(self, model: Wanted, queue: Sequence[Waiter], text: str) -> None:
+    def _refuse(self, model: Wanted, queue: Sequence[Waiter], text: str, retry_after_s: int = 0) -> None:
         why = f"cannot load {model.name}: {text}"
-        self._decisions += [Refuse(waiter.number, Reason.WONT_FIT, why) for waiter in queue]
+        self._decisions += [Refuse(waiter.number, Reason.WONT_FIT, why, retry_after_s) for waiter in queue]
 
     def _wait(self, model: Wanted, text: str) -> None:
         queue = self._queues[model.key]

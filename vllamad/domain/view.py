@@ -32,6 +32,7 @@ class WorkerView:
     device_bytes: int
     device: str
     context_length: int
+    is_pinned: bool = False
     reserved_bytes: int = 0
     cache_tokens: int = 0
     cpu_s: float = 0.0

@@ -378,7 +378,8 @@ class Gate:
             case _:
                 problem = self._memory.problem
                 hint = f"the devices cannot be read: {problem}" if problem else "see what there is: vllamactl status"
-                error = VllamaError(decision.reason, decision.why, hint, model=waiting.model.name)
+                later = {"retry_after_s": decision.retry_after_s} if decision.retry_after_s else {}
+                error = VllamaError(decision.reason, decision.why, hint, model=waiting.model.name, **later)
         self._fail(waiting, error)
 
     def _queue_full(self, why: str, retry_after_s: int) -> VllamaError:

@@ -41,6 +41,12 @@ class Loading:
 
         async def work(report: Report) -> None:
             report(Progress("waiting for a place"))
+            await self._load(model, keep_alive_s, may_evict, report)
+
+        return self._operations.start_or_join(OperationKind.START, model.name, model.ref.key, work)
+
+    async def _load(self, model: Model, keep_alive_s: float | None, may_evict: bool, report: Report) -> None:
+        try:
             async with self._gate.lease(
                 model,
                 keep_alive_s=keep_alive_s,
@@ -50,8 +56,10 @@ class Loading:
                 may_evict=may_evict,
             ):
                 report(Progress("ready", fraction=1.0))
-
-        return self._operations.start_or_join(OperationKind.START, model.name, model.ref.key, work)
+        except VllamaError as error:
+            if not may_evict:  # nobody waits for it who would be told
+                self._supervisor.decided(f"{model.name} is not loaded: {error.message}")
+            raise
 
     def stop(self, name: str, force: bool = False) -> Operation:
         """Unload a model; done when no process of it is left. ``force`` does not wait for requests in flight."""

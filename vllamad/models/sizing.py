@@ -141,7 +141,7 @@ class Sizing:
         count = 1 if settings.device == "cpu" else max(1, len(devices))
         found = estimates(shape, settings, count)
         wish = self._rules_for(model).tensor_parallel
-        if wish:
+        if wish and settings.device != "cpu":
             found = {wish: estimate(shape, settings, wish)}
         version = await self._version()
         return {
@@ -196,6 +196,7 @@ class Sizing:
                 cache_tokens=handle.taken.cache_tokens,
                 held_bytes=held,
                 host_bytes=0 if is_cpu else handle.memory_bytes,
+                has_run_batch=not is_cpu,
             )
             self._peaks[key] = held
             await asyncio.to_thread(self._footprints.record, key, seen, model=model.name, engine_version=version)
@@ -251,7 +252,9 @@ class Sizing:
     def _pinned(self, rules: SizingRules) -> tuple[int, ...]:
         """Our numbers of the devices that a model was pinned to; one that is not there is kept as a number that no
         device has, so that a pin to a lost GPU does not come to mean any GPU."""
-        ours = {one.index: self._memory.index(one) for one in self._memory.readings}
+        ours = {one.index: self._memory.index(one) for one in self._memory.readings if one.kind == "cuda"}
+        if not ours and self._memory.readings:
+            return ()  # engines on CPU have no GPU to be pinned to
         return tuple(index if (index := ours.get(number)) is not None else _NO_DEVICE for number in rules.devices)
 
 

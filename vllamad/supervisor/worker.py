@@ -215,6 +215,7 @@ class WorkerHandle:
             start_time=self._start_time,
             expire_time=expires_at,
             idle_s=self._idle.idle_s,
+            is_pinned=self.is_pinned,
             memory_bytes=self.memory_bytes,
             device_bytes=self.device_bytes,
             device=names_of(self._deps.memory.ledger, self.placement) if self.placement else "",
@@ -278,7 +279,7 @@ class WorkerHandle:
         self.post(Kind.LEASED)
         self._idle.disarm()
         self._note_gap()
-        if keep_alive_s is not None:
+        if keep_alive_s is not None and not self.is_pinned:
             self._idle.idle_s = keep_alive_s
         lease = Lease(
             model,
@@ -291,7 +292,9 @@ class WorkerHandle:
         return lease
 
     def set_keep_alive(self, idle_s: float) -> None:
-        """Change how long it may stay idle, from now on."""
+        """Change how long it may stay idle, from now on; a pinned one stays whatever is asked."""
+        if self.is_pinned:
+            return
         self._idle.idle_s = idle_s
         if self.state is State.READY and self.record.leases == 0:
             self._idle.arm()
