@@ -230,6 +230,17 @@ def test_who_leaves_is_taken_back_unless_its_place_is_claimed() -> None:
     assert stops(between.decide()) == []
 
 
+def test_no_second_one_leaves_because_the_first_is_wanted_again_too_late() -> None:
+    """Seen with real engines: a request for the victim came while its engine ended, so another was evicted in its place
+    that had loaded for 42 s and served for a third of a second, and the first was gone all the same."""
+    for state in (State.STOPPING, State.KILLING, State.RELEASING):
+        scene = Scene().worker("a", {0: 50}, state, Goal.STOP).worker("b", {0: 50}).wait("c").wait("a", since=44.0)
+        decisions = scene.decide(45.0)
+        assert (stops(decisions), starts(decisions)) == ([], [])
+        assert waits(decisions)[0].endswith("waits for a to be gone")
+        assert waits(decisions)[1].endswith("its place goes to who has waited longer")
+
+
 def test_a_promised_place_is_not_given_to_the_next() -> None:
     scene = Scene().worker("a", {0: 50}, leases=1).model(wanted("big", 90)).model(wanted("small", 20))
     decisions = scene.wait("big", "small").decide()

@@ -16,6 +16,8 @@ from vllamad.domain.workload import Limits, Worker
 SOONEST_S = 1.0
 """Who is wanted more often than this counts as wanted once a second: that is busy, whatever its leases say now."""
 
+_ENDING = frozenset({State.STOPPING, State.KILLING, State.RELEASING})
+
 
 def protection_s(worker: Worker, limits: Limits) -> float:
     """How long it stays after it became ready."""
@@ -46,7 +48,9 @@ def idle_costs(
     for worker in workers:
         is_waited_for = worker.key in waited_for
         if worker.is_leaving:
-            costs[worker.holder] = worker.load_cost_s if is_waited_for else 0.0
+            # Taken back, one that drains goes on serving; one whose engine ends would have to load again all the same.
+            is_saved = is_waited_for and worker.state not in _ENDING
+            costs[worker.holder] = worker.load_cost_s if is_saved else 0.0
         elif _is_crashed_for_nobody(worker, is_waited_for):
             costs[worker.holder] = 0.0
         elif worker.is_pinned or protected_for(worker, is_waited_for, waited_s, limits, now) > 0:
