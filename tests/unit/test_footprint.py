@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vllamad.domain.estimate import estimate, estimates
 from vllamad.domain.fit import Room, explain
-from vllamad.domain.footprint import EngineSettings, Footprint, Origin, Window, with_measured
+from vllamad.domain.footprint import EngineSettings, Footprint, Origin, Window, when_alone, with_measured
 from vllamad.domain.shape import Layers, Memory, Role, Shape, Weights
 
 GIB = 1 << 30
@@ -269,3 +269,12 @@ def test_too_little_cache_is_no_fit() -> None:
 
 def test_what_was_not_known_is_told() -> None:
     assert explain({1: replace(plain(1, 1), notes=("a guess",))}, gpus(24)).notes == ("a guess",)
+
+
+def test_who_was_measured_beside_others_holds_more_alone() -> None:
+    """Seen with real engines: 1,171 MiB beside another, 1,267 alone, and 1,231 were reserved by the first."""
+    beside, alone = 1171 << 20, 1267 << 20
+    assert alone <= when_alone(beside, 2) <= 1.02 * alone
+    assert when_alone(beside, 2) < when_alone(beside, 3)
+    assert when_alone(alone, 1) == alone
+    assert when_alone(0, 2) == 0, "not measured"

@@ -15,7 +15,7 @@ from vllamad.domain.budget import HOST_KIND
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.estimate import estimate, estimates
 from vllamad.domain.fit import LEAST_TOKENS, Fit, Room, explain
-from vllamad.domain.footprint import EngineSettings, Footprint, footprint_key, with_measured
+from vllamad.domain.footprint import EngineSettings, Footprint, footprint_key, when_alone, with_measured
 from vllamad.domain.model import Capability, Model
 from vllamad.domain.placement import Demand, Need
 from vllamad.domain.ports import Engine, Footprints
@@ -180,7 +180,9 @@ class Sizing:
         try:
             settings = self._engine.memory_settings(model)
             is_cpu = settings.device == "cpu"
-            held = handle.memory_bytes if is_cpu else handle.device_bytes // size
+            held = handle.device_bytes // size
+            if is_cpu:
+                held = when_alone(handle.memory_bytes, len(self._memory.ledger.reservations))
             version = await self._version()
             contents = self._engine.identity(model)
             kind = self._memory.ledger.devices[handle.placement.devices[0]].kind
