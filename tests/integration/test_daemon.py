@@ -164,14 +164,14 @@ def test_settings_reach_the_engine_and_secrets_do_not(new_house: NewHouse) -> No
     folder = daemon.root / "config" / "vllama"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(
-        '[engine]\nargs = ["--seed", "3"]\n\n[[model]]\nmatch = "tiny"\ncontext_length = 512\nargs = ["--more"]\n'
+        '[engine]\nargs = ["--seed", "3"]\n\n[[model]]\nmatch = "tiny"\ncontext_length = 512\nargs = ["--further"]\n'
     )
     daemon.start()
     daemon.ctl("load", "tiny")
     (worker,) = daemon.workers()
     command = Path(f"/proc/{worker['pid']}/cmdline").read_bytes().decode().split("\0")
     assert command[command.index("--max-model-len") + 1] == "512"
-    assert command[-4:-1] == ["--seed", "3", "--more"]
+    assert command[-4:-1] == ["--seed", "3", "--further"]
     assert worker["context_length"] == 512
     environment = Path(f"/proc/{worker['pid']}/environ").read_bytes().decode()
     assert "CUDA_VISIBLE_DEVICES=1" in environment

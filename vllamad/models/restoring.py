@@ -25,7 +25,8 @@ log = logging.getLogger("vllamad.restoring")
 
 CALLER = "restore"
 USED_STEP_S = 60
-"""A model in use was used just now: to the minute, or it would be written down at every look."""
+"""A model in use was used just now, and later than any that is idle: to the end of the minute, or it would be written
+down at every look."""
 
 
 class Restoring:
@@ -121,7 +122,7 @@ class Restoring:
         if not view.is_loaded or not handle.record.will_serve:
             return None
         now = self._clock.time()
-        used = now // USED_STEP_S * USED_STEP_S if view.leases else now - (self._clock.now() - handle.idle_since)
+        used = (now // USED_STEP_S + 1) * USED_STEP_S if view.leases else now - (self._clock.now() - handle.idle_since)
         expires = math.inf if handle.is_pinned else view.expire_time
         if expires is not None and not math.isinf(expires):
             expires = round(expires)
