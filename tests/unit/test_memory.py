@@ -202,3 +202,19 @@ def test_on_cpu_the_end_of_the_processes_is_the_end_of_their_memory() -> None:
         assert await memory.has_returned("a")
 
     asyncio.run(run())
+
+
+def test_what_an_engine_has_not_taken_yet_is_not_taken_off_others_use() -> None:
+    async def run() -> None:
+        memory, device = DeviceMemory(), FakeDevice()
+        await memory.use(device, 0.0)
+        assert memory.reserve("a", {0: 4 * GIB}) is None
+        for _ in range(3):
+            await memory.refresh()
+            assert memory.ledger.foreign[0] == 8 * GIB
+            assert memory.ledger.free(0) == 4 * GIB, "or the next model gets, when this one is ready, what is not there"
+            device.free_bytes -= 2 * GIB
+        await memory.refresh()
+        assert memory.ledger.foreign[0] == 10 * GIB, "more than it declared is never its own"
+
+    asyncio.run(run())

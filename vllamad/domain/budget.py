@@ -233,7 +233,10 @@ class Ledger:
 
     def observe(self, readings: Iterable[Observed]) -> "Ledger":
         """Take in what was seen. What a device has in use beyond its holders' share is foreign, also where a holder
-        uses more than it declared: either way it cannot be given. A device that was not read keeps its last number."""
+        uses more than it declared: either way it cannot be given. A device that was not read keeps its last number.
+
+        One that loads and is not named has taken something between nothing and all that it declared. What was known of
+        others stays within these bounds: taken off, it would be given to the next one when this one is ready."""
         foreign, closed = dict(self.foreign), dict(self.closed)
         for seen in readings:
             if seen.index not in self.devices:
@@ -242,7 +245,9 @@ class Ledger:
             if seen.closed is not None:
                 closed[seen.index] = seen.closed
             if seen.used_bytes is not None:
-                foreign[seen.index] = max(0, seen.used_bytes - self.ours(seen))
+                least = max(0, seen.used_bytes - self.ours(seen))
+                most = min(seen.used_bytes, least + self._unseen_loads(seen))
+                foreign[seen.index] = min(max(least, foreign.get(seen.index, 0)), most)
         return replace(self, foreign=foreign, closed=closed)
 
     def ours(self, seen: Observed) -> int:
@@ -256,6 +261,11 @@ class Ledger:
         return total
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _unseen_loads(self, seen: Observed) -> int:
+        """What is declared by holders that load, where nobody saw how much of it they use."""
+        loads = (one for one in self.reservations.values() if one.is_loading and one.holder not in seen.own_bytes)
+        return sum(one.bytes_on.get(seen.index, 0) for one in loads)
 
     @cached_property
     def _budgets(self) -> Mapping[int, int]:
