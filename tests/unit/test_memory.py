@@ -218,3 +218,45 @@ def test_what_an_engine_has_not_taken_yet_is_not_taken_off_others_use() -> None:
         assert memory.ledger.foreign[0] == 10 * GIB, "more than it declared is never its own"
 
     asyncio.run(run())
+
+
+def test_others_who_came_meanwhile_do_not_make_returned_memory_a_leak() -> None:
+    async def test(keeper: Keeper) -> None:
+        keeper.run("a", 1, 30)
+        keeper.memory.end_load("a")
+        keeper.gpus.start(99, 5 * GIB)
+        await keeper.memory.refresh()
+        keeper.gpus.end(1)
+        assert await keeper.memory.has_returned("a")
+
+    with_gpus(test, FakeGpus())
+
+
+def test_others_who_left_meanwhile_do_not_make_a_leak_returned_memory() -> None:
+    async def test(keeper: Keeper) -> None:
+        keeper.gpus.start(99, 30 * GIB)
+        await keeper.memory.refresh()
+        keeper.run("a", 1, 30)
+        keeper.memory.end_load("a")
+        keeper.gpus.cards[0].processes.pop(99)
+        await keeper.memory.refresh()
+        keeper.gpus.end(1)
+        assert not await keeper.memory.has_returned("a")
+
+    with_gpus(test, LateMemory())
+
+
+def test_where_the_driver_does_not_tell_by_process_newcomers_are_no_leak_either() -> None:
+    async def run() -> None:
+        memory, device = DeviceMemory(), FakeDevice("cuda")
+        await memory.use(device, 0.0)
+        assert memory.reserve("a", {0: 4 * GIB}) is None
+        device.free_bytes -= 4 * GIB
+        memory.end_load("a")
+        device.free_bytes -= 2 * GIB  # somebody else
+        await memory.refresh()
+        assert not await memory.has_returned("a")
+        device.free_bytes += 4 * GIB
+        assert await memory.has_returned("a")
+
+    asyncio.run(run())

@@ -30,8 +30,8 @@ from vllamad.host.logs import event
 log = logging.getLogger("vllamad.memory")
 
 MEMORY_SLACK_BYTES = 512 << 20
-"""Memory counts as returned when what is in use beyond everyone's share is this close to what it was before; drivers
-keep a little for themselves."""
+"""Memory counts as returned when what is in use beyond everyone's share is this close to what others held; drivers keep
+a little for themselves."""
 
 HOST = -1
 """Our number of the machine's own memory, beside GPUs."""
@@ -73,8 +73,8 @@ class DeviceMemory:
         self._numbers: dict[str, int] = {}
         self._keys: dict[int, str] = {}
         self._seen: dict[int, Observed] = {}
-        self._before: dict[str, Mapping[int, int]] = {}
-        """What others held when a holder reserved."""
+        self._beside: dict[str, dict[int, int]] = {}
+        """What others held beside each holder, as it was seen last while it had its memory."""
         self._told = self.ledger
         self._leaks = 0
         self._tells_by_process = False
@@ -110,6 +110,7 @@ class DeviceMemory:
         observed += [self._observed_host(reading) for reading in hosts]
         self._seen |= {one.index: one for one in observed}
         self.ledger = self.ledger.observe(observed)
+        self._note_others(observed)
         for leak in self._quarantined():
             self._look_for(leak)
         after = self.ledger
@@ -171,7 +172,7 @@ class DeviceMemory:
         after = self.ledger.reserve(holder, full_on)
         if isinstance(after, Refused):
             return after
-        self._before[holder] = dict(self.ledger.foreign)
+        self._beside[holder] = dict(self.ledger.foreign)
         self.ledger = after
         return None
 
@@ -208,7 +209,7 @@ class DeviceMemory:
         """Its memory is back. Harmless when repeated."""
         # Looked at anew: what it had declared and not used was taken off what others were seen to hold.
         self.ledger = self.ledger.without({holder}).observe(self._seen.values())
-        self._before.pop(holder, None)
+        self._beside.pop(holder, None)
 
     def quarantine(self, holder: str) -> None:
         """Its processes do not end."""
@@ -224,7 +225,7 @@ class DeviceMemory:
         self._leaks += 1
         name = f"{holder} (leak {self._leaks})"
         self.ledger = self.ledger.abandon(holder, name)
-        self._before[name] = self._before.pop(holder, {})
+        self._beside[name] = self._beside.pop(holder, {})
         self._shout(name)
 
     # --- looking -------------------------------------------------------------------------------------------------
@@ -274,13 +275,27 @@ class DeviceMemory:
         self._tells_by_process = self._tells_by_process or any(found.values())
         return found if self._tells_by_process else {}
 
+    def _note_others(self, observed: Iterable[Observed]) -> None:
+        """Others come and go while a worker lives: what they held when it came says nothing when it leaves."""
+        for seen in observed:
+            foreign = self.ledger.foreign.get(seen.index, 0)
+            for one in self.ledger.reservations.values():
+                beside, declared = self._beside.get(one.holder), one.bytes_on.get(seen.index)
+                if beside is None or declared is None or one.held is Held.LEAKED or seen.used_bytes is None:
+                    continue
+                own = seen.own_bytes.get(one.holder)
+                if own:
+                    beside[seen.index] = max(0, foreign - max(0, own - declared))
+                elif own is None:  # not told: others hold this much at least
+                    beside[seen.index] = max(beside.get(seen.index, 0), foreign)
+
     def _is_back(self, holder: str) -> bool:
         mine = self.ledger.reservations[holder]
-        before = self._before.get(holder, {})
+        beside = self._beside.get(holder, {})
         rest = self.ledger.without({holder})
-        return all(self._is_back_on(index, holder, rest, before.get(index, 0)) for index in mine.bytes_on)
+        return all(self._is_back_on(index, holder, rest, beside.get(index, 0)) for index in mine.bytes_on)
 
-    def _is_back_on(self, index: int, holder: str, rest: Ledger, before_bytes: int) -> bool:
+    def _is_back_on(self, index: int, holder: str, rest: Ledger, beside_bytes: int) -> bool:
         seen = self._seen.get(index)
         if seen is None:
             return False
@@ -290,7 +305,7 @@ class DeviceMemory:
             return True  # the end of the processes is the end of their memory
         if seen.used_bytes is None or seen.own_bytes.get(holder, 0):
             return False
-        return seen.used_bytes - rest.ours(seen) <= before_bytes + MEMORY_SLACK_BYTES
+        return seen.used_bytes - rest.ours(seen) <= beside_bytes + MEMORY_SLACK_BYTES
 
     # --- what leaked ---------------------------------------------------------------------------------------------
 
