@@ -260,3 +260,20 @@ def test_where_the_driver_does_not_tell_by_process_newcomers_are_no_leak_either(
         assert await memory.has_returned("a")
 
     asyncio.run(run())
+
+
+def test_who_waits_looks_again_when_a_leak_is_back() -> None:
+    async def test(keeper: Keeper) -> None:
+        keeper.run("a", 1, 30)
+        await keeper.memory.refresh()
+        keeper.gpus.end(1)
+        await keeper.memory.refresh()
+        keeper.memory.give_up("a")
+        changes = keeper.changes
+        keeper.gpus.can_end = True
+        keeper.gpus.end(1)
+        await keeper.memory.refresh()
+        assert keeper.memory.ledger.free(0) == USABLE
+        assert keeper.changes > changes
+
+    with_gpus(test, StuckProcess())

@@ -111,10 +111,10 @@ class DeviceMemory:
         self._seen |= {one.index: one for one in observed}
         self.ledger = self.ledger.observe(observed)
         self._note_others(observed)
-        for leak in self._quarantined():
-            self._look_for(leak)
+        leaks = [self._look_for(leak) for leak in self._quarantined()]
         after = self.ledger
-        if after.foreign != before.foreign or after.closed != before.closed or after.devices != before.devices:
+        is_other = after.foreign != before.foreign or after.closed != before.closed or after.devices != before.devices
+        if is_other or any(leaks):
             self.on_change()
 
     async def settle(self, longest_s: float) -> None:
@@ -314,12 +314,14 @@ class DeviceMemory:
         reservations = self.ledger.reservations.values()
         return [one.holder for one in reservations if one.held is Held.LEAKED and " (leak " in one.holder]
 
-    def _look_for(self, leak: str) -> None:
+    def _look_for(self, leak: str) -> bool:
+        """True if it is back."""
         if not self._is_back(leak):
-            return
+            return False
         count = sum(self.ledger.reservations[leak].bytes_on.values())
         self.release(leak)
         self.tell(f"{gib(count)} that {leak.partition(' (leak ')[0]} had leaked are back")
+        return True
 
     def _shout(self, holder: str) -> None:
         mine = self.ledger.reservations[holder]
