@@ -642,3 +642,22 @@ def test_a_retry_waits_while_its_device_loads_another() -> None:
         await other.leave()
 
     in_house(test, GateLimits())
+
+
+def test_a_model_that_is_served_otherwise_while_requests_wait_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(house: House) -> None:
+        callers = [house.ask(A) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert house.gate.waiting == 2
+        usual = house.engine.identity
+        monkeypatch.setattr(house.engine, "identity", lambda model: f"{usual(model)} with an adapter")
+        await house.ready(A)
+        for caller in callers:
+            await caller.lease
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [handle.state for handle in house.supervisor.handles()] == [State.READY]
+        for caller in callers:
+            await caller.leave()
+
+    in_house(test, GateLimits())

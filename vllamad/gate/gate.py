@@ -6,6 +6,7 @@ answers to the supervisor. Everything but the waiting itself is synchronous.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -56,6 +57,10 @@ class ModelRules:
     idle_s: float
     is_pinned: bool = False
     priority: int = 0
+
+
+class _ServedOtherwise(Exception):
+    """What a request waits for is not what its model needs any more: an adapter came or went."""
 
 
 @dataclass(slots=True, eq=False)
@@ -197,14 +202,15 @@ class Gate:
         number, since = self._number, self._clock.now()
         try:
             async with asyncio.timeout(self._limits.wait_s):
-                wanted = await self._size(model)
-                priority = self._rules_for(model).priority
-                deadline = since + self._limits.wait_s
-                waiter = Waiter(number, wanted.key, since, deadline, caller, priority, may_evict)
-                self._wanted[wanted.key] = wanted
-                return await self._queue(
-                    _Waiting(waiter, model, keep_alive_s, asyncio.get_running_loop().create_future(), on_progress)
-                )
+                while True:
+                    wanted = await self._size(model)
+                    priority = self._rules_for(model).priority
+                    deadline = since + self._limits.wait_s
+                    waiter = Waiter(number, wanted.key, since, deadline, caller, priority, may_evict)
+                    self._wanted[wanted.key] = wanted
+                    future = asyncio.get_running_loop().create_future()
+                    with contextlib.suppress(_ServedOtherwise):
+                        return await self._queue(_Waiting(waiter, model, keep_alive_s, future, on_progress))
         except TimeoutError:
             raise self._too_late(model) from None
 
@@ -262,7 +268,7 @@ class Gate:
             future.result().give_back()  # granted in the same turn of the loop in which it was cancelled
         self._look()
 
-    def _fail(self, waiting: _Waiting, error: VllamaError) -> None:
+    def _fail(self, waiting: _Waiting, error: VllamaError | _ServedOtherwise) -> None:
         self._waiting.pop(waiting.waiter.number, None)
         if not waiting.future.done():
             waiting.future.set_exception(error)
@@ -353,6 +359,11 @@ class Gate:
             model, keep_alive_s = mine[0].model, mine[0].keep_alive_s
         else:  # a replica, for those who are served already
             model, keep_alive_s = self._supervisor.with_key(decision.key)[0].model, None
+        if self._supervisor.key(model) != decision.key:
+            # What would be started is not what they wait for, and they would have another started, and another.
+            for waiting in mine:
+                self._fail(waiting, _ServedOtherwise())
+            return
         rules = self._rules_for(model)
         self._supervisor.decided(decision.why)
         refused = self._supervisor.start(
