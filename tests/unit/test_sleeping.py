@@ -276,3 +276,20 @@ def test_an_engine_that_dies_asleep_is_cleared_away() -> None:
         assert house.memory.ledger.free(0) > 15 * GIB
 
     in_house(test)
+
+
+def test_what_it_copied_into_the_host_is_not_asked_for_twice() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        usual = first.switched
+
+        def copied(level: int) -> None:
+            usual(level)
+            house.host.free_bytes -= 70 * GIB if level else 0
+
+        first.switched = copied
+        await make_room(house, first)
+        assert not first.was_terminated
+        assert house.memory.ledger.foreign[HOST] == 0, "the copy is its own"
+
+    in_house(test, host_bytes=128 * GIB)

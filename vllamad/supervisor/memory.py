@@ -186,7 +186,10 @@ class DeviceMemory:
 
     def shrink(self, holder: str, small_on: Mapping[int, int]) -> Refused | None:
         """It sleeps, and holds this much; or say why that is more than there is."""
-        after = self.ledger.shrink(holder, small_on)
+        # What it copied into the host was seen there already, where it counts as somebody else's until now.
+        more = max(0, small_on.get(HOST, 0) - self.ledger.reservations[holder].bytes_on.get(HOST, 0))
+        foreign = {**self.ledger.foreign, HOST: max(0, self.ledger.foreign.get(HOST, 0) - more)}
+        after = replace(self.ledger, foreign=foreign).shrink(holder, small_on)
         if isinstance(after, Refused):
             return after
         # Looked at anew: what others hold was reckoned beside all that it had declared.
