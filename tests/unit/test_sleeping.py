@@ -293,3 +293,20 @@ def test_what_it_copied_into_the_host_is_not_asked_for_twice() -> None:
         assert house.memory.ledger.foreign[HOST] == 0, "the copy is its own"
 
     in_house(test, host_bytes=128 * GIB)
+
+
+def test_awake_with_more_than_its_own_it_is_not_trusted() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        second = await make_room(house, first)
+        first.switched = lambda _level: house.gpus.start(first.pid, SIZE + 10 * GIB)
+        second.switched = lambda _level: house.gpus.start(second.pid, LEFT)
+        asking = asyncio.create_task(house.ask(A))
+        await house.until(A, State.RELEASING)
+        assert any("awake, it holds 70.0 GiB, and 60.0 GiB are its own" in text for text in house.said())
+        house.gpus.end(first.pid)
+        await house.until(A, State.STARTING)
+        house.started().healthy.set()
+        await asking
+
+    in_house(test)

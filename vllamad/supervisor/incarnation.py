@@ -31,7 +31,7 @@ from vllamad.domain.ports import (
     WorkerPlaces,
 )
 from vllamad.domain.worker import Kind
-from vllamad.supervisor.memory import MEMORY_SLACK_BYTES, DeviceMemory
+from vllamad.supervisor.memory import HOST, MEMORY_SLACK_BYTES, DeviceMemory
 
 log = logging.getLogger("vllamad.worker")
 
@@ -268,7 +268,8 @@ class Incarnation:
             return
         await memory.refresh()
         held = memory.own_bytes(self._holder)
-        reserved = sum(memory.ledger.reservations[self._holder].full_on.values())
+        full_on = memory.ledger.reservations[self._holder].full_on
+        reserved = sum(count for index, count in full_on.items() if index != HOST)
         if asleep and not asleep < held <= reserved + MEMORY_SLACK_BYTES:
             self._tell(Kind.CALL_FAILED, detail=f"awake, it holds {gib(held)}, and {gib(reserved)} are its own")
             return
