@@ -310,3 +310,24 @@ def test_awake_with_more_than_its_own_it_is_not_trusted() -> None:
         await asking
 
     in_house(test)
+
+
+def test_who_is_stopped_while_it_wakes_may_sleep_another_time() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        first.switches.clear()
+        first.ignores_term, first.fails_at = True, {"wake"}
+        asking = asyncio.create_task(house.ask(A))
+        await house.until(A, State.RESUMING)
+        asking.cancel()
+        house.supervisor.stop("a:latest")
+        await house.until(A, State.STOPPING)
+        first.switches.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        first.exit(0)
+        await house.until(A, State.RELEASING)
+        assert not any("it did not" in text for text in house.said())
+
+    in_house(test)

@@ -359,7 +359,8 @@ class WorkerHandle:
         if self._life is None or self._life.number != incarnation:
             return
         if kind is Kind.CALL_FAILED:
-            self._sleep_failed(detail)
+            if self.state in {State.SUSPENDING, State.RESUMING}:  # else it failed because it is being stopped
+                self._sleep_failed(detail)
         else:
             self._fault = self._fault or detail
         self.post(kind, cause, incarnation)
