@@ -1,6 +1,7 @@
 """Workers on GPUs that sleep instead of being stopped: gate, supervisor, ledger and ladder together, over fakes."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -329,5 +330,17 @@ def test_who_is_stopped_while_it_wakes_may_sleep_another_time() -> None:
         first.exit(0)
         await house.until(A, State.RELEASING)
         assert not any("it did not" in text for text in house.said())
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("keep_alive_s", [0.0, math.inf])
+def test_keep_alive_can_be_changed_while_it_sleeps(keep_alive_s: float) -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        house.gate.set_keep_alive(A, keep_alive_s)
+        house.clock.advance(0.0 if keep_alive_s == 0 else 7200.0)
+        assert house.state(A) is (State.STOPPING if keep_alive_s == 0 else State.SUSPENDED)
 
     in_house(test)

@@ -296,7 +296,7 @@ class WorkerHandle:
         if self.is_pinned:
             return
         self._idle.idle_s = idle_s
-        if self.state is State.READY and self.record.leases == 0:
+        if self.state in {State.READY, State.SUSPENDING, State.SUSPENDED} and self.record.leases == 0:
             self._idle.arm()
 
     def _note_gap(self) -> None:
