@@ -19,7 +19,10 @@ from vllamad.domain.placement import Demand, Need
 from vllamad.domain.worker import State
 from vllamad.domain.workload import Wanted
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
+from vllamad.models.catalog import Catalog
+from vllamad.models.loading import Loading
 from vllamad.models.sizing import Sizing
+from vllamad.operations.registry import Operations
 from vllamad.supervisor.limits import WorkerLimits
 from vllamad.supervisor.memory import HOST, DeviceMemory
 from vllamad.supervisor.supervisor import Supervisor
@@ -342,5 +345,20 @@ def test_keep_alive_can_be_changed_while_it_sleeps(keep_alive_s: float) -> None:
         house.gate.set_keep_alive(A, keep_alive_s)
         house.clock.advance(0.0 if keep_alive_s == 0 else 7200.0)
         assert house.state(A) is (State.STOPPING if keep_alive_s == 0 else State.SUSPENDED)
+
+    in_house(test)
+
+
+def test_a_sleeper_whose_model_is_gone_is_stopped() -> None:
+    class EmptyShelf:
+        def list(self) -> list[Model]:
+            return []
+
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        operations = Operations(house.clock)
+        Loading(cast(Catalog, EmptyShelf()), house.gate, house.supervisor, operations).tidy()
+        assert house.state(A) is State.STOPPING
 
     in_house(test)

@@ -100,7 +100,7 @@ class Loading:
             if models:
                 if handle.model.ref.key not in {model.ref.key for model in models}:
                     handle.model = models[0]
-            elif handle.state not in AT_REST and handle.record.goal is Goal.RUN:
+            elif handle.state not in AT_REST and handle.record.goal is not Goal.STOP:
                 why = "no model is served this way any more (replaced, removed, or with adapters now)"
                 self._supervisor.decided(f"stop {handle.model.name}: {why}")
                 self._supervisor.stop(handle.holder)
