@@ -7,7 +7,7 @@ Reading a model's headers takes the disk, so it is done once and outside the loo
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllama.reasons import Reason
@@ -88,11 +88,15 @@ class Sizing:
 
     def known(self, model: Model) -> Wanted | None:
         """What a model needs, if it can be told at once."""
-        devices = tuple((one.index, one.kind, one.total_bytes) for one in self._memory.ledger.devices.values())
+        devices = self._devices_now()
         if devices != self._devices:
             self._devices = devices
             self._wanted.clear()
-        return self._wanted.get(self._engine.identity(model))
+        wanted = self._wanted.get(self._engine.identity(model))
+        if wanted is not None and wanted.name != model.name:
+            # Others may share what it is loaded as; whoever asks is told of the model that was asked for.
+            wanted = self._wanted[wanted.key] = replace(wanted, name=model.name)
+        return wanted
 
     async def wanted(self, model: Model) -> Wanted:
         """What a model needs. Raises ENGINE_START_FAILED if there is no usable engine, and what reading its files
@@ -100,6 +104,7 @@ class Sizing:
         known = self.known(model)
         if known is not None:
             return known
+        devices = self._devices_now()
         footprints = await self.footprints(model)
         rules, key = self._rules_for(model), self._engine.identity(model)
         weights = footprints[min(footprints)].weights_bytes
@@ -121,7 +126,8 @@ class Sizing:
             can_sleep=device == "cuda" and not has_adapters,
             can_reload=not (model.recipe.quantize or Capability.VISION in model.capabilities),
         )
-        self._wanted[key] = wanted
+        if self._devices == devices == self._devices_now():
+            self._wanted[key] = wanted
         return wanted
 
     def note_load(self, key: str, load_s: float) -> None:
@@ -208,6 +214,9 @@ class Sizing:
             event(log, logging.WARNING, "sizing.unmeasured", model=model.name, why=error.message)
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _devices_now(self) -> tuple[object, ...]:
+        return tuple((one.index, one.kind, one.total_bytes) for one in self._memory.ledger.devices.values())
 
     def _measured(
         self, model: Model, version: str, settings: EngineSettings, size: int, kinds: list[str], otherwise: Footprint
