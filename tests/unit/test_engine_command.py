@@ -253,3 +253,18 @@ def test_a_path_that_no_socket_can_have_is_refused() -> None:
         build_command(OPTIONS, ModelOptions(), make_model(), WorkerPlaces(folder / "s", folder), "cpu")
     assert caught.value.reason is Reason.ENGINE_START_FAILED
     assert "112 bytes" in caught.value.message and caught.value.hint and "runtime" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("args", "tokens"),
+    [
+        (("--max-num-batched-tokens", "16k"), 16_000),
+        (("--max-num-batched-tokens=16K",), 16_384),
+        (("--max_num_batched_tokens", "4096"), 4096),
+        (("--max-num-batched-tokens", "1.5K"), 1536),
+        (("--max-num-batched-tokens", "many"), 16_384),  # the engine itself says what is wrong with it
+    ],
+)
+def test_numbers_are_read_as_the_engine_reads_them(args: tuple[str, ...], tokens: int) -> None:
+    settings = memory_settings(OPTIONS, ModelOptions(args=args), make_model(), "cuda")
+    assert settings.max_num_batched_tokens == tokens

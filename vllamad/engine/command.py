@@ -6,6 +6,7 @@ environment comes in as a mapping.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,9 @@ SHARED_CORES = 16
 
 QUANTIZATIONS: Mapping[str, tuple[str, ...]] = {"cuda": ("fp8",)}
 """By device: what the engine does to 16-bit weights while it loads them, without calibration."""
+
+_NUMBER = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[kKmM]?)")
+_UNITS: Mapping[str, int] = {"": 1, "k": 10**3, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
 
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What the engine makes room for."""
@@ -132,14 +136,14 @@ def memory_settings(options: EngineOptions, chosen: ModelOptions, model: Model, 
     """What of all this changes how much memory the engine takes, ``chosen.args`` included."""
     is_cpu = device == "cpu"
     args = chosen.args
-    batched = int(_given(args, "--max-num-batched-tokens") or _max_num_batched_tokens(options, is_cpu=is_cpu))
+    batched = _number_of(args, "--max-num-batched-tokens") or _max_num_batched_tokens(options, is_cpu=is_cpu)
     return EngineSettings(
         device=device,
         dtype=_given(args, "--dtype") or _dtype(options, chosen, is_cpu=is_cpu),
         kv_dtype=_given(args, "--kv-cache-dtype") or "auto",
         quantize=_given(args, "--quantization") or model.recipe.quantize,
         max_num_batched_tokens=batched or CPU_MAX_NUM_BATCHED_TOKENS,
-        max_num_seqs=int(_given(args, "--max-num-seqs") or chosen.max_num_seqs or MAX_NUM_SEQS[device]),
+        max_num_seqs=_number_of(args, "--max-num-seqs") or chosen.max_num_seqs or MAX_NUM_SEQS[device],
         is_eager=_is_eager(options, is_cpu=is_cpu) or "--enforce-eager" in args,
         adapters=ADAPTERS_AT_ONCE if chosen.adapter_rank else 0,
         adapter_rank=_adapter_rank(chosen) if chosen.adapter_rank else 0,
@@ -152,9 +156,16 @@ def _given(args: Sequence[str], flag: str) -> str:
     found = ""
     for position, argument in enumerate(args):
         name, separator, value = argument.partition("=")
-        if name == flag:
+        if name.replace("_", "-") == flag:
             found = value if separator else "".join(args[position + 1 : position + 2])
     return found
+
+
+def _number_of(args: Sequence[str], flag: str) -> int:
+    """The number that a flag was given, which may be short for one (``16k`` is 16,000, ``16K`` is 16,384); 0 if it was
+    not, or if the engine will refuse it."""
+    match = _NUMBER.fullmatch(_given(args, flag))
+    return int(float(match["number"]) * _UNITS[match["unit"]]) if match else 0
 
 
 def _max_num_batched_tokens(options: EngineOptions, *, is_cpu: bool) -> int:
