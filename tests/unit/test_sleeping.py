@@ -362,3 +362,24 @@ def test_a_sleeper_whose_model_is_gone_is_stopped() -> None:
         assert house.state(A) is State.STOPPING
 
     in_house(test)
+
+
+def test_who_can_never_wake_where_it_sleeps_is_started_elsewhere() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        second = await make_room(house, first)
+        house.supervisor.stop("b:latest")
+        house.gpus.end(second.pid)
+        await house.until(B, State.STOPPED)
+        house.gpus.start(999, 60 * GIB)  # others take the place that it left
+        house.gpus.cards.append(cards(2)[1])
+        await house.memory.refresh()
+        asking = asyncio.create_task(house.ask(A))
+        await house.until(A, State.RELEASING)
+        house.gpus.end(first.pid)
+        await house.until(A, State.STARTING)
+        assert list(house.memory.ledger.reservations["a:latest"].bytes_on) == [1]
+        house.launcher.last.healthy.set()
+        await asking
+
+    in_house(test)

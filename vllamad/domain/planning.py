@@ -145,6 +145,10 @@ class _Round:
 
     def _find_place(self, model: Wanted, queue: Sequence[Waiter], holder: str, demand: Demand, *, is_new: bool) -> None:
         found = place(demand, self._ledger, stays=self._stays)
+        if isinstance(found, NoPlace) and found.lack is Lack.NEVER and not is_new:
+            # It fits nowhere but where it sleeps; once it is gone, it may be placed anew.
+            self._decisions.append(Stop(holder, f"stop {model.name}, which cannot wake where it is: {found.numbers}"))
+            return
         if isinstance(found, NoPlace) and found.lack is Lack.NEVER:
             if isinstance(place(demand, self._ledger.if_empty()), NoPlace):
                 self._refuse(model, queue, f"it can never fit: {found.numbers}")
