@@ -1,6 +1,7 @@
 """The gate and the supervisor together, over fakes: who waits, who is granted, and what happens when things break."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -661,3 +662,39 @@ def test_a_model_that_is_served_otherwise_while_requests_wait_is_loaded_once(mon
             await caller.leave()
 
     in_house(test, GateLimits())
+
+
+def test_what_was_measured_before_it_was_ready_is_not_what_it_holds() -> None:
+    async def test(house: House) -> None:
+        house.device.free_bytes = 12 << 30
+        await house.memory.refresh()
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        child, handle = house.launcher.last, house.worker(A)
+        while not handle.memory_bytes:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        measured = threading.Event()
+        child.memory_bytes = lambda: 2 << 30 if measured.wait(PATIENCE_S) else 0
+        house.device.free_bytes -= 2 << 30
+        await house.ready(A)
+        await house.memory.refresh()
+        seen = house.memory.ledger.foreign[0]
+        measured.set()
+        assert seen == 4 << 30, "others hold no more than before"
+        await caller.leave()
+
+    in_house(test)
+
+
+def test_who_waits_to_be_started_again_uses_nothing() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        house.launcher.last.exit(1)
+        await house.until(A, State.BACKOFF)
+        await house.memory.refresh()
+        assert house.memory.ledger.foreign[0] == 8 << 30
+        assert house.memory.ledger.free(0) == 6 << 30
+
+    in_house(test)

@@ -79,7 +79,7 @@ class Owner(Protocol):
         ...
 
     async def measured(self) -> None:
-        """What it holds was measured anew."""
+        """What it holds, with everything loaded, was measured anew."""
         ...
 
 
@@ -103,6 +103,8 @@ class Incarnation:
         self.pids: frozenset[int] = frozenset()
         self.memory_bytes = 0
         """Resident memory of the tree, as it was measured last; its processes were ``pids`` then."""
+        self.settled_bytes: int | None = None
+        """The same, None before it was measured with everything loaded."""
         self.cpu_s = 0.0
         """Processor time of the tree, then."""
         self.device_bytes = 0
@@ -223,7 +225,8 @@ class Incarnation:
     async def _watch_memory(self, child: Child) -> None:
         """Measure now and then, and when told to: what is loaded is seen at once, not seconds later."""
         while True:
-            interval_s = READY_MEASURE_INTERVAL_S if self.context_length else LOADING_MEASURE_INTERVAL_S
+            is_loaded = self.context_length > 0
+            interval_s = READY_MEASURE_INTERVAL_S if is_loaded else LOADING_MEASURE_INTERVAL_S
             self._measure.clear()
             self.pids = await asyncio.to_thread(child.pids)
             self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
@@ -231,7 +234,9 @@ class Incarnation:
             if self._place.devices:
                 await self._world.memory.refresh()
                 self.device_bytes = self._world.memory.own_bytes(self._holder)
-            await self._owner.measured()
+            if is_loaded:
+                self.settled_bytes = self.memory_bytes
+                await self._owner.measured()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._measure.wait()

@@ -47,12 +47,12 @@ PASSING = ("silent", "driver", "unreadable")
 
 @dataclass(frozen=True, slots=True)
 class OwnUse:
-    """A worker's processes, and what they hold of the machine's memory (0: not measured, or still growing). ``look``
+    """A worker's processes, and what they hold of the machine's memory (None: not measured, or still growing). ``look``
     finds them anew (blocking): a worker that loads has more of them every second."""
 
     holder: str
     pids: frozenset[int]
-    resident_bytes: int = 0
+    resident_bytes: int | None = None
     look: Callable[[], frozenset[int]] | None = None
 
 
@@ -273,7 +273,7 @@ class DeviceMemory:
 
     def _own_bytes(self, reading: DeviceReading, own: Iterable[OwnUse]) -> dict[str, int]:
         if reading.kind == "cpu":
-            return {one.holder: one.resident_bytes for one in own if one.resident_bytes}
+            return {one.holder: one.resident_bytes for one in own if one.resident_bytes is not None}
         found = {one.holder: sum(reading.used_by_pid.get(pid, 0) for pid in one.pids) for one in own}
         self._tells_by_process = self._tells_by_process or any(found.values())
         return found if self._tells_by_process else {}

@@ -190,10 +190,10 @@ class WorkerHandle:
         """What the ledger's keeper may look for. What still grows is not told: all that was declared counts then."""
         life = self._life
         if life is None:
-            return OwnUse(self.holder, frozenset())
+            return OwnUse(self.holder, frozenset(), 0)
         if self.state is State.STARTING:
             return OwnUse(self.holder, life.pids, look=life.look_for_pids)
-        return OwnUse(self.holder, life.pids, life.memory_bytes if self.state is State.READY else 0)
+        return OwnUse(self.holder, life.pids, life.settled_bytes if self.state is State.READY else None)
 
     def view(self) -> WorkerView:
         """The faces' picture of this worker."""
