@@ -698,3 +698,20 @@ def test_who_waits_to_be_started_again_uses_nothing() -> None:
         assert house.memory.ledger.free(0) == 6 << 30
 
     in_house(test)
+
+
+def test_a_forced_stop_does_not_wait_for_a_queue_that_never_ends() -> None:
+    async def test(house: House) -> None:
+        first, second = house.ask(A), house.ask(A)
+        await house.ready(A)
+        lease = await first.lease
+        child, handle = house.launcher.last, house.worker(A)
+        handle.stop_at_once()
+        await house.until(A, State.STARTING)
+        assert child.tree_is_gone
+        assert lease.broken is not None
+        await first.leave()
+        await house.ready(A)
+        await second.leave()
+
+    in_house(test, GateLimits(Limits(parallel=1)))

@@ -117,8 +117,9 @@ class Loading:
         lives = [(handle, handle.record.incarnation) for handle in handles]
         for handle in handles:
             if force:
-                handle.drain_within(0.0)
-            self._supervisor.stop(handle.holder)
+                handle.stop_at_once()
+            else:
+                self._supervisor.stop(handle.holder)
         for handle, incarnation in lives:
             await self._supervisor.wait_until(lambda of=handle, life=incarnation: _is_over(of, life))
             if handle.record.incarnation != incarnation:

@@ -340,6 +340,12 @@ class WorkerHandle:
         if after is not before:
             self._deps.on_change(self)
 
+    def stop_at_once(self) -> None:
+        """Stop it without waiting for requests in flight. Who waits for it gets its next life."""
+        self.post(Kind.STOP)
+        if self.state is State.DRAINING:
+            self.post(Kind.DEADLINE)
+
     def drain_within(self, seconds: float) -> None:
         """From now on requests in flight get this long when the worker is asked to stop."""
         self._drain_s = seconds
