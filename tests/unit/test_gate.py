@@ -715,3 +715,19 @@ def test_a_forced_stop_does_not_wait_for_a_queue_that_never_ends() -> None:
         await second.leave()
 
     in_house(test, GateLimits(Limits(parallel=1)))
+
+
+def test_a_drain_that_was_shortened_and_taken_back_is_not_remembered() -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        lease, handle = await caller.lease, house.worker(A)
+        handle.drain_within(1.0)
+        house.supervisor.stop(handle.holder)
+        handle.start(None)
+        house.supervisor.stop(handle.holder)
+        house.clock.advance(2.0)
+        assert lease.broken is None, "nobody was in a hurry this time"
+        await caller.leave()
+
+    in_house(test)

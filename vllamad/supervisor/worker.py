@@ -397,7 +397,7 @@ class WorkerHandle:
 
     def _entered(self, before: WorkerRecord) -> None:
         record = self.record
-        if record.state is State.STARTING:
+        if record.state in {State.STARTING, State.READY}:
             self._drain_s = None
         if record.state is State.READY and before.state is State.STARTING and self._life is not None:
             self._load_s = self.load_cost_s = self._clock.now() - self._life.spawned_at
