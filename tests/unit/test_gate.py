@@ -17,7 +17,7 @@ from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model, Recipe
 from vllamad.domain.names import ModelRef
-from vllamad.domain.worker import State
+from vllamad.domain.worker import Kind, State
 from vllamad.domain.workload import Limits
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
 from vllamad.models.sizing import Sizing
@@ -729,5 +729,26 @@ def test_a_drain_that_was_shortened_and_taken_back_is_not_remembered() -> None:
         house.clock.advance(2.0)
         assert lease.broken is None, "nobody was in a hurry this time"
         await caller.leave()
+
+    in_house(test)
+
+
+def test_an_engine_that_hangs_when_it_has_slept_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllamad.supervisor.incarnation.READY_HEALTH_INTERVAL_S", 0.0)
+
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        child, handle = house.launcher.last, house.worker(A)
+        child.switches.clear()
+        handle.post(Kind.SUSPEND)
+        child.is_hung = True
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert house.state(A) is State.SUSPENDING, "while it falls asleep it may well be silent"
+        for kind in (Kind.START, Kind.SUSPEND_DONE, Kind.RESUME_DONE):
+            handle.post(kind)
+        await house.until(A, State.BACKOFF)
 
     in_house(test)

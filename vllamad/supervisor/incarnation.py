@@ -215,12 +215,14 @@ class Incarnation:
         stable = self._world.clock.call_at(stable_at, lambda: self._tell(Kind.STABLE))
         misses = 0
         try:
-            while misses < HEALTH_MISSES:
+            # Told again and again: while it falls asleep or wakes nobody listens.
+            while True:
                 await asyncio.sleep(READY_HEALTH_INTERVAL_S)
                 misses = 0 if await client.is_healthy() else misses + 1
+                if misses >= HEALTH_MISSES:
+                    self._tell(Kind.UNHEALTHY, detail=f"no answer to {misses} health checks in a row")
         finally:
             stable.cancel()
-        self._tell(Kind.UNHEALTHY, detail=f"no answer to {misses} health checks in a row")
 
     async def _watch_memory(self, child: Child) -> None:
         """Measure now and then, and when told to: what is loaded is seen at once, not seconds later."""
