@@ -752,3 +752,27 @@ def test_an_engine_that_hangs_when_it_has_slept_is_noticed(monkeypatch: pytest.M
         await house.until(A, State.BACKOFF)
 
     in_house(test)
+
+
+def test_what_was_given_up_unkillable_may_still_be_heard(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vllamad.supervisor.incarnation.READY_HEALTH_INTERVAL_S", 0.0)
+
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.leave()
+        child = house.launcher.last
+        child.ignores_term = child.is_unkillable = True
+        house.supervisor.stop(house.worker(A).holder)
+        house.clock.advance(21.0)
+        await house.until(A, State.KILLING)
+        house.clock.advance(11.0)
+        await house.until(A, State.FAILED)
+        child.is_hung = True
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert "worker.illegal" not in caplog.text
+
+    in_house(test)

@@ -224,9 +224,10 @@ def step(record: WorkerRecord, event: Event, max_attempts: int = MAX_ATTEMPTS) -
         case Kind.STABLE:
             return record, ()
         case Kind.HEALTHY | Kind.UNHEALTHY | Kind.CALL_FAILED | Kind.SUSPEND_DONE | Kind.RESUME_DONE if (
-            record.state not in {State.STOPPED, State.BACKOFF, State.FAILED}
+            record.state not in {State.STOPPED, State.BACKOFF}
         ):
-            return record, ()  # the answer to a question that a newer event has overtaken
+            # The answer to a question that a newer event has overtaken; one that was given up unkillable still speaks.
+            return record, ()
         case _:
             raise IllegalTransition(record, event)
 
