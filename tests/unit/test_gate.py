@@ -754,6 +754,42 @@ def test_an_engine_that_hangs_when_it_has_slept_is_noticed(monkeypatch: pytest.M
     in_house(test)
 
 
+def test_nobody_leaves_while_requests_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(house: House) -> None:
+        callers = [house.ask(A, keep_alive_s=0.0) for _ in range(2)]
+        await house.until(A, State.STARTING)
+        monkeypatch.setattr("vllamad.gate.gate.QUICK_LOOK_S", -1.0)
+        house.gate._look(0.01)  # as after a look that took long
+        house.launcher.last.healthy.set()
+        await house.until(A, State.READY)
+        house.clock.advance(0.0)
+        assert house.state(A) is State.READY
+        for caller in callers:
+            await caller.lease
+            await caller.leave()
+        house.clock.advance(0.0)
+        await house.until(A, State.STOPPED)
+        assert len(house.launcher.children) == 1
+
+    in_house(test)
+
+
+def test_nobody_stays_for_requests_that_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(house: House) -> None:
+        caller = house.ask(A, keep_alive_s=0.0)
+        await house.until(A, State.STARTING)
+        house.gate._look(0.1)
+        house.launcher.last.healthy.set()
+        await house.until(A, State.READY)
+        house.clock.advance(0.0)
+        caller.task.cancel()
+        await asyncio.wait([caller.task])
+        house.clock.advance(10.0)
+        await house.until(A, State.STOPPED)
+
+    in_house(test)
+
+
 def test_what_was_given_up_unkillable_may_still_be_heard(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

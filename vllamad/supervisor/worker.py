@@ -52,6 +52,10 @@ engine_log = logging.getLogger("vllamad.engine")
 RETRY_LOAD_S = 1.0
 """How soon a crashed worker that found its device loading somebody else asks again."""
 
+LINGER_S = 1.0
+"""How long it stays at least while requests wait for it, also with a keep-alive of nothing: the gate may pause for a
+moment before it grants them."""
+
 GAP_WEIGHT = 0.3
 """Of the newest gap between two requests in their usual gap: a handful of them makes it."""
 
@@ -510,6 +514,10 @@ class WorkerHandle:
             and self.record.leases == 0
             and not self.is_pinned
         ):
+            if self._deps.count_waiting(self.key):
+                # They are about to have it, and would only have it loaded anew.
+                self._idle.arm(max(LINGER_S, self._idle.idle_s))
+                return
             event(log, logging.INFO, "worker.idle", worker=self.name, model=self.model.name, s=self._idle.idle_s)
             self.post(Kind.STOP)
 
