@@ -214,10 +214,10 @@ def test_create_tells_paths_from_names(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"state": Worker.STARTING, "load_phase": "loading weights", "load_fraction": 0.4}, "loading weights 40 %"),
         ({"state": Worker.READY, "leases": 2}, "busy"),
-        ({"state": Worker.READY, "is_pinned": True}, "Forever"),
+        ({"state": Worker.READY, "is_pinned": True}, "Pinned"),
         ({"state": Worker.DRAINING, "leases": 1}, "finishing requests"),
         ({"state": Worker.BACKOFF}, "trying again soon"),
-        ({"state": Worker.READY}, "-"),
+        ({"state": Worker.READY}, "Forever"),
     ],
 )
 def test_when_a_worker_leaves(fields: dict[str, object], text: str) -> None:

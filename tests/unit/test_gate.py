@@ -812,3 +812,20 @@ def test_what_was_given_up_unkillable_may_still_be_heard(
         assert "worker.illegal" not in caplog.text
 
     in_house(test)
+
+
+def test_a_bug_in_the_planner_is_told_and_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> object:
+        raise ZeroDivisionError("a bug")
+
+    async def test(house: House) -> None:
+        monkeypatch.setattr("vllamad.gate.gate.plan", broken)
+        with pytest.raises(VllamaError, match="internal error while deciding") as caught:
+            await house.ask(A).task
+        assert caught.value.reason is Reason.INTERNAL
+        assert house.gate.waiting == 0
+        assert "gate.bug" in caplog.text
+
+    in_house(test)

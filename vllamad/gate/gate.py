@@ -305,6 +305,20 @@ class Gate:
     def _act(self) -> None:
         self._next_look = None
         began = time.perf_counter()
+        try:
+            self._decide()
+        except Exception as error:  # the gate's boundary: whoever waits would wait for a look that never comes
+            log.exception("gate.bug waiting=%d", len(self._waiting))
+            for waiting in list(self._waiting.values()):
+                why = f"cannot serve {waiting.model.name}: internal error while deciding: {error!r}"
+                self._fail(waiting, VllamaError(Reason.INTERNAL, why, "report it with the log of vllamad"))
+        took_s = time.perf_counter() - began
+        if took_s > QUICK_LOOK_S and self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+            self._look(PAUSE_FACTOR * took_s)
+
+    def _decide(self) -> None:
         handles = self._supervisor.handles()
         self._forget({handle.key for handle in handles})
         load = Workload(
@@ -332,11 +346,6 @@ class Gate:
                 case Wait():
                     pass
         self._arm(planned.look_again_at)
-        took_s = time.perf_counter() - began
-        if took_s > QUICK_LOOK_S and self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
-            self._look(PAUSE_FACTOR * took_s)
 
     def _arm(self, look_again_at: float | None) -> None:
         if self._timer is not None:
