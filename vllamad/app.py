@@ -248,12 +248,13 @@ class Daemon:
         """Everything that may refuse to start, cheapest refusal first. Whoever can ask finds every model: they are
         known before the port is open, and requests wait at the gate for the rest."""
         await self._catalog.load()
-        await self._restoring.begin()
         await self._http.start()
         self._killed = await self._launcher.kill_leftovers()
         await asyncio.to_thread(self._supervisor.clean_up)
         await self._look_at_disk()
         await self._control.start()
+        # Last: a start that is refused, by a port that is taken, has not tried to load anything.
+        await self._restoring.begin()
 
     def _serve(self) -> None:
         self._state = "SERVING"

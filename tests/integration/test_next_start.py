@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +172,19 @@ def test_restore_can_be_turned_off_and_never_evicts(new_house: NewHouse) -> None
     daemon.environment["VLLAMA_MODELS_RESTORE"] = "false"
     daemon.start()
     assert daemon.workers() == []
+
+
+def test_starts_that_fail_before_anything_is_loaded_do_not_count_as_tries(new_house: NewHouse) -> None:
+    daemon = new_house(models={"a": {}})
+    assert daemon.request("POST", "/api/generate", {"model": "a", "keep_alive": "1h"}).status == 200
+    wait_for("it is noted", lambda: '"a:latest"' in (daemon.state / "loaded.json").read_text(), 5.0)
+    daemon.stop()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port, daemon.port = daemon.port, other.getsockname()[1]
+        for _ in range(2):
+            assert daemon.launch().wait(20) != 0
+        daemon.port = port
+    daemon.start()
+    wait_for("a is back", lambda: [each["model"] for each in daemon.workers()] == ["a:latest"])
