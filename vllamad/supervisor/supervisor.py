@@ -229,7 +229,7 @@ class Supervisor:
     def _changed(self, handle: WorkerHandle) -> None:
         self.on_change(handle)
         if handle.state is State.STOPPED and self._handles.get(handle.holder) is handle:
-            # What is wanted again was started anew by on_change; then it is not STOPPED any more.
+            # What is wanted again gets a new one, when the gate looks in the loop's next turn.
             del self._handles[handle.holder]
         woken, self._next_change = self._next_change, asyncio.Event()
         woken.set()
