@@ -346,7 +346,7 @@ class Daemon:
             await self._memory.refresh()
             await self._look_at_disk()
             await self._restoring.note()
-            await self._launcher.reap_orphans()
+            await self._reap_orphans()
             summary = self._summary()
             if summary != shown:
                 self._notifier.status(summary)
@@ -354,6 +354,12 @@ class Daemon:
             if watchdog_s is not None:
                 self._notifier.watchdog()
             await asyncio.sleep(interval)
+
+    async def _reap_orphans(self) -> None:
+        try:
+            await self._launcher.reap_orphans()
+        except OSError as error:  # too many open files: they are still there at the next look
+            event(log, logging.WARNING, "daemon.orphans", error=str(error))
 
     def _keep_line(self, text: str) -> None:
         self._own_lines.append(text)

@@ -317,6 +317,8 @@ def _environment(
     inherited = inherited_environment(options)
     # Names that were asked for win over ours as well.
     asked = {name: value for name, value in inherited.items() if name in options.env_names}
+    if place.devices:
+        asked.pop("CUDA_VISIBLE_DEVICES", None)  # but for where it was placed: the ledger would be untrue
     names = {"HOME": str(cache)} | inherited | ours | asked
     names["PYTHONPATH"] = _joined([str(GUARD), asked.get("PYTHONPATH", "")], ":")
     if "VLLM_PLUGINS" in names:

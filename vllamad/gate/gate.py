@@ -403,12 +403,15 @@ class Gate:
         self._fail(waiting, error)
 
     def _queue_full(self, why: str, retry_after_s: int) -> VllamaError:
+        limits = self._limits.planner
+        is_models = bool(limits.queue_per_model) and self.waiting <= limits.queue
+        setting = "max_queue_per_model" if is_models else "max_queue"
         return VllamaError(
             Reason.QUEUE_FULL,
             "server busy, please try again.  maximum pending requests exceeded",
-            f"{why.removeprefix('server busy: ')}; raise scheduler.max_queue, or ask less often",
+            f"{why.removeprefix('server busy: ')}; raise scheduler.{setting}, or ask less often",
             waiting=self.waiting,
-            limit=self._limits.planner.queue,
+            limit=limits.queue_per_model if is_models else limits.queue,
             retry_after_s=retry_after_s,
         )
 

@@ -30,6 +30,7 @@ class LoadedFile:
         self._path = path
         self._lock = threading.Lock()
         self._written: bytes | None = None
+        self._fault = ""
 
     def load(self) -> list[LoadedModel]:
         """See ``ports.LoadedStore``."""
@@ -53,9 +54,11 @@ class LoadedFile:
                 return
             try:
                 replace_file(self._path, content)
-                self._written = content
+                self._written, self._fault = content, ""
             except OSError as error:
-                log.warning("loaded.unwritten path=%s why=%s", self._path, error)
+                if str(error) != self._fault:  # a disk stays full for hours, and this is asked every other second
+                    log.warning("loaded.unwritten path=%s why=%s", self._path, error)
+                self._fault = str(error)
 
 
 def _entry(model: LoadedModel) -> dict[str, object]:

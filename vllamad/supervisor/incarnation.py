@@ -230,9 +230,12 @@ class Incarnation:
             is_loaded = self.context_length > 0
             interval_s = READY_MEASURE_INTERVAL_S if is_loaded else LOADING_MEASURE_INTERVAL_S
             self._measure.clear()
-            self.pids = await asyncio.to_thread(child.pids)
-            self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
-            self.cpu_s = await asyncio.to_thread(child.cpu_seconds)
+            try:
+                self.pids = await asyncio.to_thread(child.pids)
+                self.memory_bytes = await asyncio.to_thread(child.memory_bytes)
+                self.cpu_s = await asyncio.to_thread(child.cpu_seconds)
+            except OSError as error:  # too many open files: no reason to stop an engine that serves
+                event(log, logging.WARNING, "worker.unmeasured", worker=self._name, why=str(error))
             if self._place.devices:
                 await self._world.memory.refresh()
                 self.device_bytes = self._world.memory.own_bytes(self._holder)

@@ -238,7 +238,11 @@ class DeviceMemory:
         looks = [one.look for one in own if one.look is not None]
         if not looks or not any(reading.kind == "cuda" for reading in self.readings):
             return own
-        found = iter(await asyncio.to_thread(lambda: [look() for look in looks]))
+        try:
+            found = iter(await asyncio.to_thread(lambda: [look() for look in looks]))
+        except OSError as error:  # too many open files: what was known stands until the next reading
+            event(log, logging.WARNING, "memory.unseen", why=str(error))
+            return own
         return [one if one.look is None else replace(one, pids=next(found)) for one in own]
 
     def _note_device(self, reading: DeviceReading) -> None:
