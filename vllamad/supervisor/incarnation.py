@@ -31,6 +31,7 @@ from vllamad.domain.ports import (
     WorkerPlaces,
 )
 from vllamad.domain.worker import Kind
+from vllamad.host.logs import event
 from vllamad.supervisor.memory import HOST, MEMORY_SLACK_BYTES, DeviceMemory
 
 log = logging.getLogger("vllamad.worker")
