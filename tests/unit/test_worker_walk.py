@@ -42,11 +42,11 @@ def possible(record: WorkerRecord) -> list[Event]:
             if record.leases:
                 events.append(Event(Kind.RETURNED, now))
         case State.SUSPENDING:
-            events += [Event(Kind.SUSPEND_DONE, now), Event(Kind.CALL_FAILED, now)]
+            events += [Event(kind, now) for kind in (Kind.SUSPEND_DONE, Kind.CALL_FAILED, Kind.UNHEALTHY)]
         case State.SUSPENDED:
             events.append(Event(Kind.UNHEALTHY, now))
         case State.RESUMING:
-            events += [Event(Kind.RESUME_DONE, now), Event(Kind.CALL_FAILED, now)]
+            events += [Event(kind, now) for kind in (Kind.RESUME_DONE, Kind.CALL_FAILED, Kind.UNHEALTHY)]
         case State.KILLING:
             events.append(Event(Kind.TREE_GONE, now))
         case State.RELEASING:
@@ -141,6 +141,21 @@ def test_stop_and_deadlines_alone_settle_every_record() -> None:
             current, _ = step(current, Event(Kind.DEADLINE, current.incarnation))
             steps += 1
             assert steps <= 3, (record, current)
+
+
+def test_a_stop_does_not_wait_for_an_engine_to_fall_asleep_or_wake() -> None:
+    for record in RECORDS:
+        if record.state in {State.SUSPENDING, State.RESUMING}:
+            stopped, effects = step(record, Event(Kind.STOP))
+            assert (stopped.state, stopped.goal, effects) == (State.STOPPING, Goal.STOP, (Effect.TERM,)), record
+
+
+def test_who_misses_health_checks_while_it_falls_asleep_or_wakes_is_stopped_and_started_again_if_wanted() -> None:
+    for record in RECORDS:
+        if record.state in {State.SUSPENDING, State.RESUMING}:
+            down, effects = step(record, Event(Kind.UNHEALTHY, record.incarnation))
+            assert (down.state, effects) == (State.STOPPING, (Effect.TERM,)), record
+            assert (down.goal is Goal.RUN) == (record.goal is Goal.RUN), record
 
 
 def test_every_way_down_ends_in_rest_without_a_deadline() -> None:

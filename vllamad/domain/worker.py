@@ -347,17 +347,14 @@ def _end_draining(record: WorkerRecord, event: Event, _max: int) -> Step:
 
 
 def _suspend_done(record: WorkerRecord, _event: Event, _max: int) -> Step:
-    match record.goal:
-        case Goal.SUSPEND:
-            return replace(record, state=State.SUSPENDED, held=Held.SMALL), (Effect.SHRINK,)
-        case Goal.RUN:
-            return replace(record, state=State.RESUMING, held=Held.FULL), (Effect.RESUME,)
-        case Goal.STOP:
-            return replace(record, state=State.STOPPING), (Effect.TERM,)
+    if record.goal is Goal.RUN:
+        return replace(record, state=State.RESUMING, held=Held.FULL), (Effect.RESUME,)
+    return replace(record, state=State.SUSPENDED, held=Held.SMALL), (Effect.SHRINK,)
 
 
 def _sleep_failed(record: WorkerRecord, _event: Event, _max: int) -> Step:
-    # A failed sleep or wake falls back to a stop; if it is wanted, it is started again from nothing.
+    # A failed sleep or wake falls back to a stop; if it is wanted, it is started again from nothing. A server that
+    # misses its health checks by then will not answer the call either, whose own deadline is minutes away.
     goal = Goal.RUN if record.goal is Goal.RUN else Goal.STOP
     return replace(record, state=State.STOPPING, goal=goal), (Effect.TERM,)
 
@@ -463,12 +460,15 @@ _TABLE: dict[tuple[State, Kind], Rule] = {
     (State.SUSPENDING, Kind.SUSPEND_DONE): _suspend_done,
     (State.SUSPENDING, Kind.CALL_FAILED): _sleep_failed,
     (State.SUSPENDING, Kind.DEADLINE): _sleep_failed,
+    (State.SUSPENDING, Kind.UNHEALTHY): _sleep_failed,
+    (State.SUSPENDING, Kind.STOP): _stop_now,
     (State.SUSPENDED, Kind.START): _resume,
     (State.SUSPENDED, Kind.STOP): _stop_now,
     (State.SUSPENDED, Kind.UNHEALTHY): _stop_now,
     (State.RESUMING, Kind.RESUME_DONE): _resume_done,
     (State.RESUMING, Kind.CALL_FAILED): _sleep_failed,
     (State.RESUMING, Kind.DEADLINE): _sleep_failed,
+    (State.RESUMING, Kind.UNHEALTHY): _sleep_failed,
     (State.RESUMING, Kind.STOP): _stop_now,
     (State.STOPPING, Kind.DEADLINE): _kill,
     (State.KILLING, Kind.TREE_GONE): _tree_gone,
