@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import engine_faces as faces
 from engine_answers import Card, Refused, chunks, count_tokens, embeddings, plan, sse, whole
-from engine_sleep import NONSENSE, Sleep
+from engine_sleep import NONSENSE, Sleep, failed
 
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import SharedMemory
@@ -79,7 +79,9 @@ class Faults:
     close_idle: bool = False
     """Close kept-alive connections after each answer without having said so."""
     hang_sleep: bool = False
-    """/sleep takes the request and never answers."""
+    """/sleep takes the request and does nothing as long as this is so."""
+    hang_wake: bool = False
+    """The same for /wake_up."""
     sleep_fails: bool = False
     """/sleep says 500, and requests wait from then on."""
     wake_fails: bool = False
@@ -152,6 +154,7 @@ class FakeEngine:
         if self.faults.shared_memory:
             self.share_memory()
         self.start_core()
+        self.show_memory()
         watching = asyncio.create_task(self.watch_core())
         log("Initializing a V1 LLM engine (v0.32.0) with config: fake", "EngineCore", self.core)
         log(f"Starting to load model {self.card.root}...", "EngineCore", self.core)
@@ -301,11 +304,13 @@ class FakeEngine:
 
     async def develop(self, writer: asyncio.StreamWriter, path: str, query: str, body: dict[str, Any]) -> bool:
         """One of the routes that only exist where the environment says so."""
+        while self.hangs(path):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
         faults = self.faults
+        if self.core_is_dead:
+            raise failed(path.strip("/"), "EngineCore encountered an issue.")
         match path:
             case "/sleep":
-                if faults.hang_sleep:
-                    await asyncio.Event().wait()
                 answer = self.sleep.fall_asleep(query, fails=faults.sleep_fails)
             case "/wake_up":
                 answer = self.sleep.wake(query, fails=faults.wake_fails)
@@ -313,7 +318,20 @@ class FakeEngine:
                 answer = self.sleep.collective(body, spoils=faults.wake_garbage)
             case _:
                 answer = {"is_sleeping": not self.sleep.awake.is_set()}
+        self.show_memory()
         return await respond(writer, 200, answer)
+
+    def show_memory(self) -> None:
+        """On a GPU: a note of the core, and what part of its memory it has, for whoever plays the cards. See
+        tests/fakes/cards.py."""
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            note = self.socket.with_name(f"{self.socket.name}.memory")
+            draft = note.with_suffix(".draft")
+            draft.write_text(f"{self.core} {self.sleep.awake_share}")
+            draft.rename(note)
+
+    def hangs(self, path: str) -> bool:
+        return (path == "/sleep" and self.faults.hang_sleep) or (path == "/wake_up" and self.faults.hang_wake)
 
     async def get(self, writer: asyncio.StreamWriter, path: str) -> bool:
         match path:

@@ -25,6 +25,11 @@ class Sleep:
         self.awake.set()
         self.is_nonsense = False
 
+    @property
+    def awake_share(self) -> float:
+        """The part of its memory that it has not given up."""
+        return 1 - len(self.asleep) / len(TAGS)
+
     def fall_asleep(self, query: str, *, fails: bool) -> dict[str, Any]:
         level = _level(parse_qs(query).get("level", ["1"])[-1])
         self.awake.clear()  # first of all, so that it takes no requests either when the rest fails

@@ -31,17 +31,25 @@ DEADLINE_S = 10.0
 """Far more than a reading takes, for tests in which nothing hangs."""
 
 
+NO_COMPILER = "no C compiler (cc, gcc, clang or $CC) to build the fake libnvidia-ml.so.1"
+
+
+def compiler() -> str | None:
+    """The C compiler; None where there is none."""
+    named = os.environ.get("CC", "")
+    return next((found for name in (named, "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
+
+
 @functools.cache
 def build() -> Path:
     """The library, in a folder of its own that goes with this process. Skips the test where there is no compiler."""
-    named = os.environ.get("CC", "")
-    compiler = next((found for name in (named, "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        pytest.skip("no C compiler (cc, gcc, clang or $CC) to build the fake libnvidia-ml.so.1")
+    program = compiler()
+    if program is None:
+        pytest.skip(NO_COMPILER)
     folder = tempfile.TemporaryDirectory(prefix="vllama-nvml-")
     _folders.append(folder)
     library = Path(folder.name) / NAME
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(SOURCE)]
+    command = [program, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(SOURCE)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
     return library
