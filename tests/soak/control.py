@@ -7,7 +7,14 @@ from pathlib import Path
 
 import grpc
 
-from vllama.control.v1 import operations_pb2, operations_pb2_grpc, workers_pb2, workers_pb2_grpc
+from vllama.control.v1 import (
+    daemon_pb2,
+    daemon_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    workers_pb2,
+    workers_pb2_grpc,
+)
 
 CALL_S = 10.0
 
@@ -47,6 +54,12 @@ class Control:
             )
             for one in listed.workers
         ]
+
+    def devices(self) -> list[tuple[str, int, list[str]]]:
+        """Each device, what is reserved on it, and for whom: what ``vllamactl status`` shows."""
+        with self._channel() as channel:
+            status = daemon_pb2_grpc.DaemonStub(channel).GetStatus(daemon_pb2.GetStatusRequest(), timeout=CALL_S)
+        return [(one.name, one.reserved_bytes, list(one.holders)) for one in status.devices]
 
     def insist(self, model: str) -> None:
         """Begin to load a model as a person asks for it: at once, even if it has just failed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from tests.soak.checks import Checks
 from tests.soak.questions import Kind
 from tests.soak.small_disk import SmallDisk
-from tests.soak.states import HOLDS, Held
+from tests.soak.states import HOLDS, ON_CARD, Held
 from tests.soak.world import World, until
 
 PATIENCE_S = 90.0
@@ -51,7 +51,7 @@ async def run_out_of_memory(case: Case) -> None:
 async def freeze(case: Case) -> None:
     """Nothing of it runs any more; what ends that is a deadline, the health checks, or a person."""
     _struck(case, case.held.victim is not None and case.held.victim.freeze())
-    if case.state in {"READY, idle", "READY, streams", "DRAINING"}:
+    if case.state in HUNG_FOR_LONG:
         await _end_of_hang(case)
 
 
@@ -99,8 +99,10 @@ TOLD = frozenset({Kind.ERROR})
 EITHER = RIGHT | TOLD
 CUT = frozenset({Kind.BROKEN})
 STREAMING = {"READY, streams", "DRAINING"}
-QUEUED = {"STOPPING", "KILLING", "BACKOFF"}
-"""States in which the requests that are held wait for the next life."""
+QUEUED = {"STOPPING", "KILLING", "BACKOFF", "RELEASING", "SUSPENDING", "RESUMING"}
+"""States in which the requests that are held wait for the next life, or for another model's."""
+HUNG_FOR_LONG = {"READY, idle", "READY, streams", "DRAINING", "SUSPENDING", "SUSPENDED", "RESUMING"}
+"""States in which nothing else ends a frozen engine soon."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,13 @@ class Fault:
 
 
 _ALL = frozenset(HOLDS)
-_WITH_ENGINE = _ALL - {"KILLING", "BACKOFF", "FAILED"}
-_WITH_CLIENTS = _ALL - {"READY, idle", "FAILED"}
+_WITH_ENGINE = _ALL - {"KILLING", "BACKOFF", "FAILED", "RELEASING"}
+_WITH_CLIENTS = _ALL - {"READY, idle", "FAILED", "SUSPENDED"}
 _NO_ENGINE = dict.fromkeys(_ALL, "no engine is alive in this state")
 _NO_CLIENT = dict.fromkeys(_ALL, "no client is there in this state")
+_ASLEEP = ON_CARD - {"RELEASING"}
+_FROZEN = _NO_ENGINE | dict.fromkeys(_ASLEEP, "there the daemon finds out by the same misses as of a frozen one")
+_HAS_DISK = dict.fromkeys(ON_CARD, "what is written there is what the states above write")
 _NOT_SEEN = "nobody knows what shared memory it had, if all who know die before the first look at it"
 _KILLED = dict.fromkeys(STREAMING | {"STARTING"}, TOLD) | dict.fromkeys(QUEUED, RIGHT)
 _HUNG = {"STARTING": TOLD, "READY, streams": RIGHT, "DRAINING": RIGHT, "STOPPING": RIGHT}
@@ -132,10 +137,10 @@ FAULTS = (
     Fault("all killed", kill_everyone, _WITH_ENGINE - {"STARTING"}, _NO_ENGINE | {"STARTING": _NOT_SEEN}, _KILLED),
     Fault("no memory", run_out_of_memory, _WITH_ENGINE, _NO_ENGINE, _KILLED),
     Fault("frozen", freeze, _WITH_ENGINE, _NO_ENGINE, _KILLED),
-    Fault("health hangs", hang_health, _WITH_ENGINE, _NO_ENGINE, _HUNG, HANGS),
+    Fault("health hangs", hang_health, _WITH_ENGINE - _ASLEEP, _FROZEN, _HUNG, HANGS),
     Fault("daemon killed", kill_daemon, _ALL, {}, dict.fromkeys(_ALL, CUT)),
     Fault("client gone", leave, _WITH_CLIENTS, _NO_CLIENT, dict.fromkeys(_ALL, RIGHT)),
-    Fault("disk full", fill_disk, _ALL, {}, dict.fromkeys(STREAMING, RIGHT)),
+    Fault("disk full", fill_disk, _ALL - ON_CARD, _HAS_DISK, dict.fromkeys(STREAMING, RIGHT)),
 )
 
 
@@ -147,7 +152,7 @@ def _struck(case: Case, has_hit: bool) -> None:
 async def _ask_headless(case: Case) -> None:
     """An API server whose core is gone answers with errors for a second, and one that was killed may be gone before
     the daemon knows: who asks then may be told so."""
-    if case.state == "READY, idle":
+    if case.state in {"READY, idle", "SUSPENDED"}:
         question = case.world.models[case.model].asked("is-anybody-there")
         outcome = await case.world.ask(question).outcome()
         case.world.judge(case.checks, question, outcome)

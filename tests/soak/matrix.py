@@ -14,21 +14,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.soak.checks import Checks
-from tests.soak.faults import EITHER, FAULTS, Case, Fault, fill_disk, freeze, hang_health, kill_daemon, leave
+from tests.soak.faults import (
+    EITHER,
+    FAULTS,
+    HUNG_FOR_LONG,
+    Case,
+    Fault,
+    fill_disk,
+    freeze,
+    hang_health,
+    kill_daemon,
+    leave,
+)
 from tests.soak.questions import Kind
+from tests.soak.small_card import SmallCard, no_card
 from tests.soak.small_disk import SmallDisk, unshare
-from tests.soak.states import HOLDS, NOT_HELD
+from tests.soak.states import HOLDS, ON_CARD
 from tests.soak.world import Character, World, play
 
 LANES = 5
+CARD_LANES = 5
 ENVIRONMENT = {
     "VLLAMA_SCHEDULER_MAX_LOADED_MODELS": "3",
     "VLLAMA_ENGINE_START_TIMEOUT": "6s",
     "VLLAMA_ENGINE_TERM_GRACE": "1s",
     "VLLAMA_ENGINE_BACKOFF": "1s",
 }
-MODELS = (Character("struck", tokens=30, delay_s=0.05), Character("other", tokens=4))
-HUNG_FOR_LONG = {"READY, idle", "READY, streams", "DRAINING"}
+OTHER = Character("other", tokens=4)
+
+
+def struck(name: str = "struck") -> Character:
+    """The model whose worker is struck."""
+    return Character(name, tokens=30, delay_s=0.05)
 
 
 @dataclass
@@ -38,6 +55,8 @@ class Cell:
     state: str
     fault: Fault
     checks: Checks
+    model: str
+    """On the card each cell has its own: one that failed to sleep is not put to sleep again."""
     why_not: str = ""
     spent_s: float = 0.0
 
@@ -56,8 +75,11 @@ def all_cells(can_fill: bool) -> list[Cell]:
         for fault in FAULTS:
             why_not = "" if state in fault.needs else fault.why_not[state]
             if fault.strike is fill_disk and not can_fill:
-                why_not = "neither root's mounts nor user namespaces are allowed here"
-            cells.append(Cell(state, fault, Checks(), why_not))
+                why_not = why_not or "neither root's mounts nor user namespaces are allowed here"
+            if state in ON_CARD:
+                why_not = why_not or no_card()
+            model = f"struck-{len(cells)}" if state in ON_CARD else "struck"
+            cells.append(Cell(state, fault, Checks(), model, why_not))
     return cells
 
 
@@ -66,10 +88,12 @@ async def run(cells: Sequence[Cell], wrapper: list[str] | None, *, is_patient: b
     due = [cell for cell in cells if not cell.why_not]
     patient = [cell for cell in due if is_patient and cell.is_patient]
     on_disk = [cell for cell in due if cell.fault.strike is fill_disk]
-    others = [cell for cell in due if cell not in patient and cell not in on_disk]
+    on_card = [cell for cell in due if cell not in patient and cell.state in ON_CARD]
+    others = [cell for cell in due if cell not in patient and cell not in on_disk and cell not in on_card]
     # The longest first: daemons that fall idle at the end are time lost.
     others.sort(key=lambda cell: cell.fault.strike in {freeze, hang_health}, reverse=True)
     lanes = [_lane(others, is_patient) for _ in range(min(LANES, len(others)))]
+    lanes += [_lane(on_card, is_patient) for _ in range(min(CARD_LANES, len(on_card)))]
     lanes += [_lane([cell], is_patient) for cell in patient]
     if on_disk and wrapper:
         lanes.append(_lane(on_disk, is_patient, wrapper))
@@ -81,11 +105,12 @@ async def run(cells: Sequence[Cell], wrapper: list[str] | None, *, is_patient: b
 async def _lane(cells: list[Cell], is_patient: bool, wrapper: list[str] | None = None) -> None:
     """One daemon that takes cell after cell."""
     world: World | None = None
+    models = (*map(struck, dict.fromkeys(cell.model for cell in cells)), OTHER)
     try:
         while cells:
             cell = cells.pop(0)
             if world is None:
-                world = SmallDisk(MODELS, ENVIRONMENT, wrapper) if wrapper else World(MODELS, ENVIRONMENT)
+                world = _new_world(cell, models, wrapper)
                 await world.start()
             began = time.monotonic()
             try:
@@ -103,6 +128,12 @@ async def _lane(cells: list[Cell], is_patient: bool, wrapper: list[str] | None =
             await world.close()
 
 
+def _new_world(cell: Cell, models: Sequence[Character], wrapper: list[str] | None) -> World:
+    if wrapper:
+        return SmallDisk(models, ENVIRONMENT, wrapper)
+    return (SmallCard if cell.state in ON_CARD else World)(models, ENVIRONMENT)
+
+
 async def _discard(world: World, cell: Cell) -> None:
     """After something went wrong the next cell gets a new daemon."""
     try:
@@ -112,10 +143,12 @@ async def _discard(world: World, cell: Cell) -> None:
 
 
 async def _run_cell(world: World, cell: Cell, is_patient: bool) -> None:
-    checks, fault, model = cell.checks, cell.fault, MODELS[0].name
+    checks, fault, model = cell.checks, cell.fault, cell.model
     held = await HOLDS[cell.state](world, model, fault.life if cell.state == "STARTING" else {})
     world.next_life(model)
     await fault.strike(Case(world, model, cell.state, held, checks, is_patient))
+    if held.let_go is not None:
+        await held.let_go()
     for number, ask in enumerate(held.asks):
         outcome = await ask.outcome()
         world.judge(checks, ask.question, outcome)
@@ -147,7 +180,6 @@ def table(cells: Sequence[Cell]) -> str:
         rows.append(row)
     lines = ["  ".join([row[0].ljust(16), *(field.rjust(width) for field in row[1:])]) for row in rows]
     lines += [f"  ({letter}) {why}" for why, letter in notes.items()]
-    lines += [f"  {state} is not held: {why}" for state, why in NOT_HELD.items()]
     return "\n".join(lines)
 
 

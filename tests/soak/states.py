@@ -13,11 +13,14 @@ import grpc
 
 from tests.soak.asking import Asking
 from tests.soak.questions import Kind, Wire
+from tests.soak.small_card import SLOW_S, SmallCard
 from tests.soak.victims import Victim
 from tests.soak.world import World, until
 
 LOAD_S = 1.5
 SAYS_S = 15.0
+LAG_S = 2.5
+"""How late memory returns where RELEASING is held."""
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Held:
     asks: list[Asking] = field(default_factory=list)
     victim: Victim | None = None
     unloading: list["asyncio.Task[None]"] = field(default_factory=list)
+    let_go: Callable[[], Awaitable[object]] | None = None
+    """What held it by a fault holds it no longer."""
 
 
 Enter = Callable[[World, str, dict[str, object]], Awaitable[Held]]
@@ -104,6 +109,46 @@ async def failed(world: World, model: str, extra: dict[str, object]) -> Held:
     return Held()
 
 
+async def releasing(world: World, model: str, extra: dict[str, object]) -> Held:
+    """All are dead, and the card keeps their memory for a while; a request waits that wants it back."""
+    assert isinstance(world, SmallCard)
+    world.next_life(model, **extra)
+    await _loaded(world, model)
+    world.machine.lag_s = LAG_S
+    unloading = _unload(world, model)
+    await world.in_state(model, "RELEASING")
+    return Held([await _waiting(world, model)], None, [unloading], _soon(world))
+
+
+async def suspending(world: World, model: str, extra: dict[str, object]) -> Held:
+    """Another is wanted, for which there is no room beside it, and it takes its time to fall asleep."""
+    world.next_life(model, load_s=SLOW_S, hang_sleep=True, **extra)
+    victim = await _loaded(world, model)
+    asks = [_ask(world, "other", Wire.CHAT)]
+    await world.in_state(model, "SUSPENDING")
+    return Held(asks, victim, [], lambda: world.misbehave(victim, model))
+
+
+async def suspended(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It sleeps, and another serves in its place."""
+    world.next_life(model, load_s=SLOW_S, **extra)
+    victim = await _loaded(world, model)
+    await _loaded(world, "other")
+    await world.in_state(model, "SUSPENDED")
+    return Held([], victim)
+
+
+async def resuming(world: World, model: str, extra: dict[str, object]) -> Held:
+    """It is wanted again, and takes its time to wake."""
+    world.next_life(model, load_s=SLOW_S, hang_wake=True, **extra)
+    victim = await _loaded(world, model)
+    await _loaded(world, "other")
+    await world.in_state(model, "SUSPENDED")
+    asks = [_ask(world, model, Wire.CHAT), _ask(world, model, Wire.OPENAI_WHOLE)]
+    await world.in_state(model, "RESUMING")
+    return Held(asks, victim, [], lambda: world.misbehave(victim, model))
+
+
 HOLDS: dict[str, Enter] = {
     "STARTING": starting,
     "READY, idle": ready_idle,
@@ -113,13 +158,15 @@ HOLDS: dict[str, Enter] = {
     "KILLING": killing,
     "BACKOFF": backoff,
     "FAILED": failed,
+    "RELEASING": releasing,
+    "SUSPENDING": suspending,
+    "SUSPENDED": suspended,
+    "RESUMING": resuming,
 }
+"""All but STOPPED, in which there is nothing to strike."""
 
-NOT_HELD = {
-    "RELEASING": "on CPU it lasts as long as removing a folder; on a GPU the driver decides",
-    "SUSPENDING, SUSPENDED, RESUMING": "no request and no command leads there yet",
-}
-"""States that cannot be held from outside."""
+ON_CARD = frozenset({"RELEASING", "SUSPENDING", "SUSPENDED", "RESUMING"})
+"""Held on a GPU only: on CPU nothing sleeps, and memory is back when its processes have ended."""
 
 
 def _ask(world: World, model: str, wire: Wire) -> Asking:
@@ -133,6 +180,13 @@ def _unload(world: World, model: str) -> "asyncio.Task[None]":
             await world.stop_model(model)
 
     return asyncio.create_task(unload())
+
+
+def _soon(world: SmallCard) -> Callable[[], Awaitable[object]]:
+    async def return_soon() -> None:
+        world.machine.lag_s = 0.0
+
+    return return_soon
 
 
 async def _waiting(world: World, model: str) -> Asking:

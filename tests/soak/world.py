@@ -24,7 +24,7 @@ from tests.soak.victims import Seen, Victim, everyone
 
 SHARED_MEMORY = Path("/dev/shm")
 BUGS = re.compile(
-    r"Traceback|worker\.bug|http\.bug|worker\.illegal|worker\.leaked|never retrieved|never awaited"
+    r"Traceback|worker\.bug|http\.bug|worker\.illegal|memory\.leaked|never retrieved|never awaited"
     r"|ResourceWarning(?!.*/notify>)"
 )
 """Lines that a daemon never has reason to write. (The socket to the service manager is closed by the end of the
