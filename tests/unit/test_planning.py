@@ -353,6 +353,13 @@ def test_callers_take_turns_and_new_ones_do_not_starve_old_ones() -> None:
     assert aged.index(3) < aged.index(5), "who has waited two levels' time is among the urgent"
 
 
+def test_a_crashed_worker_gives_up_its_place_and_a_pinned_one_keeps_it() -> None:
+    scene = Scene().worker("a", {0: 70}, State.BACKOFF).wait("b", since=0.0)
+    assert stops(scene.decide(500.0)) == ["a"]
+    pinned = Scene().worker("a", {0: 70}, State.BACKOFF, is_pinned=True).wait("b", since=0.0)
+    assert stops(pinned.decide(500.0)) == []
+
+
 # --- queues and deadlines ----------------------------------------------------------------------------------------
 
 

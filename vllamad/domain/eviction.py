@@ -79,4 +79,5 @@ def lasting_costs(
 
 
 def _is_crashed_for_nobody(worker: Worker, is_waited_for: bool) -> bool:
-    return worker.state is State.BACKOFF and worker.held is not Held.LEAKED and not is_waited_for
+    is_crashed = worker.state is State.BACKOFF and worker.held is not Held.LEAKED
+    return is_crashed and not is_waited_for and not worker.is_pinned
