@@ -149,3 +149,12 @@ def test_the_real_look_sees_distributions_of_this_interpreter(tmp_path: Path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_engine_python("", tmp_path, own=Path("/own/python")).path == Path("/own/python")
     assert here.path in {Path("/own/python"), tmp_path / "engine/bin/python"}
+
+
+@pytest.mark.parametrize(
+    ("state_dir", "expected"), [("", Path("/var/cache/vllama")), ("/srv/vllama", Path("/srv/vllama/cache"))]
+)
+def test_caches_go_where_systemd_says_unless_everything_was_placed(state_dir: str, expected: Path) -> None:
+    environ = {"STATE_DIRECTORY": "/var/lib/vllama", "CACHE_DIRECTORY": "/var/cache/vllama"}
+    places = resolve_places(environ, uid=990, home=Path("/"), is_system=True, state_dir=state_dir)
+    assert places.cache == expected

@@ -26,16 +26,13 @@ class Places:
     runtime: Path
     socket: Path
     worker_sockets: Path
+    cache: Path
+    """Caches of engines (compiled code), which may be deleted at any time."""
 
     @property
     def models(self) -> Path:
         """The model store."""
         return self.state / "models"
-
-    @property
-    def cache(self) -> Path:
-        """Caches of engines (compiled code), which may be deleted at any time."""
-        return self.state / "cache"
 
     @property
     def lock(self) -> Path:
@@ -80,7 +77,10 @@ def resolve_places(
     workers = runtime / "workers"
     if _length(workers) + 1 + WORKER_SOCKET_BYTES > MAX_SOCKET_BYTES:
         workers = Path("/tmp") / f"vllama-{uid}-{zlib.crc32(bytes(runtime)):08x}"
-    return Places(state, runtime, _first(socket) or runtime / SOCKET_NAME, workers)
+    # Whoever named a state folder wants everything there.
+    given = "" if state_dir else environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    cache = _first(given) or state / "cache"
+    return Places(state, runtime, _first(socket) or runtime / SOCKET_NAME, workers, cache)
 
 
 def places_problems(places: Places, socket_source: str) -> list[str]:
