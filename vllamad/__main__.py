@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from vllamad.config.flags import argv_values, build_parser
 from vllamad.config.load import load
 from vllamad.config.loaded import Loaded
 from vllamad.domain.errors import VllamaError
+from vllamad.host.activation import Passed, take_sockets
 from vllamad.host.folders import (
     RUNTIME_MODE,
     STATE_MODE,
@@ -29,21 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon and return its exit status: 0 after a clean stop, 78 for a bad configuration (the service manager
     must not try that again), else the status of the table of reasons."""
     arguments = build_parser().parse_args(argv)
+    # The watchdog of a service manager ends a daemon that hangs with SIGABRT: then its log shows where it hung.
+    faulthandler.enable()
     try:
         loaded = load(argv_values(arguments), os.environ)
         if arguments.check:
             return _report(loaded)
-        return _run(loaded)
+        return _run(loaded, take_sockets(os.environ))
     except VllamaError as error:
         return _fail(error)
     except KeyboardInterrupt:
         return ROWS[Reason.CANCELLED].exit
 
 
-def _run(loaded: Loaded) -> int:
+def _run(loaded: Loaded, passed: Passed) -> int:
     settings, places = loaded.settings, loaded.places
     configure(pick_format(settings.logging.format, os.environ, sys.stderr.fileno()), settings.logging.level)
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *passed.warnings):
         event(log, logging.WARNING, "config.warning", text=warning)
     make_folder(places.state, STATE_MODE, "state folder", "--state-dir")
     make_folder(places.runtime, RUNTIME_MODE, "runtime folder", "--runtime-dir")
@@ -55,20 +59,20 @@ def _run(loaded: Loaded) -> int:
         make_folder(places.socket.parent, RUNTIME_MODE, "folder of the control socket", "--socket")
         make_private_folder(places.worker_sockets, "folder of worker sockets", "--runtime-dir")
         try:
-            _serve(loaded)
+            _serve(loaded, passed)
         except* VllamaError as group:
             raise _first(group) from group
     return 0
 
 
-def _serve(loaded: Loaded) -> None:
+def _serve(loaded: Loaded, passed: Passed) -> None:
     # Only now: a refusal of the configuration or a lock should not wait for these imports.
     import uvloop
 
     from vllamad.app import Daemon
 
     async def serve() -> None:
-        await Daemon(loaded, os.environ).run()
+        await Daemon(loaded, os.environ, passed.http).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

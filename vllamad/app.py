@@ -3,7 +3,8 @@
     daemon ── supervisor ── one branch per worker (exit, health, kill)
            ├─ operations ── one task per pull, create, load, unload
            ├─ engine probe, then the gate opens
-           ├─ housekeeping (status line, watchdog, orphans)
+           ├─ housekeeping (status line, devices, orphans)
+           ├─ watch (the service manager's watchdog), if there is one
            └─ http and control, which keep tasks of their own
 
 A crash in one of these branches ends the daemon, and the service manager starts it again; a crash below a worker or an
@@ -14,9 +15,10 @@ import asyncio
 import ipaddress
 import logging
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from vllamad.domain.model import Model, with_parsers
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
+from vllamad.domain.worker import State
 from vllamad.domain.workload import Limits
 from vllamad.engine.command import EngineOptions, ModelOptions
 from vllamad.engine.engine import VllmEngine
@@ -84,15 +87,17 @@ FIRST_LOOKS = 20
 
 
 class Daemon:
-    """One run of vllamad, from a configuration to its end. The lock of the state folder is the caller's."""
+    """One run of vllamad, from a configuration to its end. The lock of the state folder is the caller's.
+    ``http`` are sockets that the service manager listens on for us; then nothing is bound."""
 
-    def __init__(self, loaded: Loaded, environ: Mapping[str, str]) -> None:
+    def __init__(self, loaded: Loaded, environ: Mapping[str, str], http: Sequence[socket.socket] = ()) -> None:
         loop = asyncio.get_running_loop()
         settings, places = loaded.settings, loaded.places
         self._loaded = loaded
         self._environ = environ
         self._started = time.time()
         self._state = "STARTING"
+        self._sockets = tuple(http)
         self._stop = asyncio.Event()
         self._free_bytes = 0
         self._killed = 0
@@ -212,12 +217,12 @@ class Daemon:
         )
         policy = Policy(
             settings.server.origins,
-            _is_loopback(settings.server.host),
+            _is_local(http) if http else _is_loopback(settings.server.host),
             settings.server.max_body_bytes,
             settings.server.remote_images,
             settings.auth.api_keys,
         )
-        self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port)
+        self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port, http)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -234,6 +239,7 @@ class Daemon:
                     await self._start()
                     branches.append(tasks.create_task(self._look_at_engine(), name="engine"))
                     branches.append(tasks.create_task(self._keep_house(), name="housekeeping"))
+                    branches.append(tasks.create_task(self._keep_watch(), name="watch"))
                     self._serve()
                     await self._stop.wait()
                 finally:
@@ -269,10 +275,26 @@ class Daemon:
             models=len(self._catalog.list()),
             start_s=round(spent, 3),
         )
+        self._tell_address()
         self._notifier.ready(self._summary())
         for name in self._loaded.settings.models.preload:
             self._preload(name)
         self._restoring.load_again(but=[str(ModelRef.parse(name)) for name in self._loaded.settings.models.preload])
+
+    def _tell_address(self) -> None:
+        """What a file says of the address, and has no effect, is told."""
+        if not self._sockets:
+            return
+        server, addresses = self._loaded.settings.server, ", ".join(self._http.addresses)
+        sources = {key: self._loaded.values[key].source for key in ("server.host", "server.port")}
+        is_other = {
+            "server.host": _is_loopback(server.host) != _is_local(self._sockets),
+            "server.port": not any(address.endswith(f":{server.port}") for address in self._http.addresses),
+        }
+        for key, source in sources.items():
+            if source != "default" and is_other[key]:
+                text = f"{source}: {key} has no effect: systemd listens on {addresses} (systemctl edit vllamad.socket)"
+                event(log, logging.WARNING, "config.warning", text=text)
 
     def _preload(self, name: str) -> None:
         try:
@@ -339,8 +361,6 @@ class Daemon:
             self._free_bytes = 0
 
     async def _keep_house(self) -> None:
-        watchdog_s = watchdog_interval_s(self._environ)
-        interval = min(HOUSEKEEPING_S, watchdog_s or HOUSEKEEPING_S)
         shown = ""
         while True:
             await self._memory.refresh()
@@ -351,9 +371,21 @@ class Daemon:
             if summary != shown:
                 self._notifier.status(summary)
                 shown = summary
-            if watchdog_s is not None:
-                self._notifier.watchdog()
-            await asyncio.sleep(interval)
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def _keep_watch(self) -> None:
+        """Tell the service manager's watchdog that the loop that serves turns and that the supervisor lives.
+
+        It is a branch of its own: a disk or a driver that does not answer holds up housekeeping, and is no reason to
+        end every worker."""
+        watchdog_s = watchdog_interval_s(self._environ)
+        if watchdog_s is None:
+            return
+        while True:
+            await self._supervisor.answer()
+            self._notifier.watchdog()
+            # A message may get lost, see ``notify.py``: several fit into what is allowed.
+            await asyncio.sleep(min(HOUSEKEEPING_S, watchdog_s))
 
     async def _reap_orphans(self) -> None:
         try:
@@ -368,11 +400,19 @@ class Daemon:
 
     def _summary(self) -> str:
         """One line for ``systemctl status``."""
-        loaded = sum(1 for view in self._supervisor.views() if view.is_loaded)
-        return (
-            f"{loaded} of {len(self._catalog.list())} models loaded, {self._gate.active} requests, "
-            f"{self._gate.waiting} waiting"
-        )
+        views = self._supervisor.views()
+        loaded = len({view.model for view in views if view.is_loaded})
+        loading = len({view.model for view in views if view.state is State.STARTING})
+        failed = len({view.model for view in views if view.state is State.FAILED})
+        parts = [
+            f"{loaded} model{'' if loaded == 1 else 's'} loaded",
+            f"{loading} loading" if loading else "",
+            f"{failed} failed" if failed else "",
+            f"{self._gate.active} request{'' if self._gate.active == 1 else 's'}",
+            f"{self._gate.waiting} waiting" if self._gate.waiting else "",
+        ]
+        leaving = "stopping: " if self._state == "DRAINING" else ""
+        return leaving + ", ".join(part for part in parts if part)
 
     def _url(self) -> str:
         addresses = self._http.addresses
@@ -523,6 +563,11 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_local(sockets: Sequence[socket.socket]) -> bool:
+    """True if nobody on another machine can reach any of them."""
+    return all(each.family == socket.AF_UNIX or _is_loopback(str(each.getsockname()[0])) for each in sockets)
 
 
 def _resident_bytes() -> int:

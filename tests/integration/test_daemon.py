@@ -21,7 +21,7 @@ NewHouse = Callable[..., Daemon]
 
 def test_it_says_ready_serves_on_both_faces_and_stops_cleanly(new_house: NewHouse) -> None:
     daemon = new_house()
-    assert any("STATUS=0 of 0 models loaded" in told for told in daemon.told)
+    assert any("STATUS=0 models loaded, 0 requests" in told for told in daemon.told)
     assert daemon.request("GET", "/").body == b"Ollama is running"
     daemon.wait_log("engine.version")  # it serves before it has looked at its engine
     status = daemon.json("status")

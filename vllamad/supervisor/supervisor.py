@@ -75,6 +75,7 @@ class Supervisor:
         self._numbers = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._next_change = asyncio.Event()
+        self._asked: asyncio.Queue[asyncio.Event] = asyncio.Queue()
         self._deps = WorkerDeps(
             World(clock, engine, launcher, memory, self._spawn_task),
             memory,
@@ -108,7 +109,14 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             started.set()
-            await asyncio.Event().wait()
+            while True:
+                (await self._asked.get()).set()
+
+    async def answer(self) -> None:
+        """Return once the supervisor's own branch has run: for whoever vouches for it."""
+        asked = asyncio.Event()
+        self._asked.put_nowait(asked)
+        await asked.wait()
 
     async def stop_all(self, drain_s: float) -> None:
         """Stop every worker in parallel; requests in flight get ``drain_s`` seconds. Returns when all are at rest."""
