@@ -52,9 +52,11 @@ def share_with_group(path: Path, group: str, mode: int) -> str:
     except KeyError:
         return f"there is no group {group}"
     try:
-        os.chown(path, -1, number)
+        # A service may be one of this group and yet not allowed to ask for it (SystemCallFilter=).
+        if path.stat().st_gid != number:
+            os.chown(path, -1, number)
     except PermissionError:
-        return f"this user is neither root nor a member of the group {group}"
+        return f"this user is neither root nor a member of the group {group}, or may not change groups"
     path.chmod(mode)
     return ""
 
