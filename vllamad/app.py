@@ -343,6 +343,7 @@ class Daemon:
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
         self._notifier.extend(longest + CONTROL_GRACE_S)
         await self._http.stop_listening()
+        await self._http.let_go()
         await self._control.drain()
         self._gate.close()
         await self._operations.close()
