@@ -14,8 +14,8 @@ from tests.fakes.nvml.library import VARIABLE, ScriptedGpus, build
 LOOK_S = 0.05
 FOREIGN = 10_000_000
 """Processes from here on are others'."""
-TAKEN = 0.35
-"""Of its share; the rest is for what a batch needs for a moment."""
+TAKEN = 0.9
+"""Of its share."""
 LEFT = 0.1
 """Of that, what an engine keeps asleep: its context, and what the driver has loaded for it."""
 
