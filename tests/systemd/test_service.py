@@ -1,0 +1,118 @@
+"""vllamad under a real systemd: start, answer, restart, die, hang, stop."""
+
+import json
+import re
+
+import pytest
+
+from tests.systemd.service import Service
+
+
+def test_start_returns_when_both_faces_serve(service: Service) -> None:
+    assert service.show("ActiveState") == "active"
+    assert service.chat()["message"]["content"]
+    answered = service.ctl("ann", "--json", "status")
+    assert json.loads(answered.stdout)["state"] == "SERVING", answered.stderr
+    service.wait("a status line", lambda: service.show("StatusText") == "1 model loaded, 0 requests")
+    assert service.box.run("stat", "-c", "%A %U %G", "/run/vllama").stdout.strip() == "drwxr-x--- vllama vllama"
+    socket = service.box.run("stat", "-c", "%A %U %G", "/run/vllama/vllamad.sock").stdout.strip()
+    assert socket == "srw-rw---- vllama vllama"
+
+
+def test_a_connection_starts_it(installed: Service) -> None:
+    installed.systemctl("start", "vllamad.socket")
+    assert installed.show("ActiveState") == "inactive"
+    assert installed.chat()["message"]["content"]
+    assert installed.show("ActiveState") == "active"
+    installed.stop()
+
+
+def test_a_worker_has_a_control_group_of_its_own(service: Service) -> None:
+    assert service.chat()["message"]["content"]
+    (leaf,) = service.leaves()
+    (worker,) = service.ps()
+    group = service.box.run("cat", f"/proc/{worker['pid']}/cgroup").stdout
+    assert f"/vllamad.service/{leaf}" in group
+    assert service.box.run("cat", f"/proc/{service.main_pid()}/cgroup").stdout.rstrip().endswith("/vllamad")
+
+
+def test_a_user_outside_the_group_is_told_what_to_do(service: Service) -> None:
+    refused = service.ctl("bob", "ps")
+    assert refused.returncode == 5, refused.stderr
+    assert "hint:" in refused.stderr and "group vllama" in refused.stderr
+
+
+def test_a_restart_under_load_refuses_nobody(service: Service) -> None:
+    assert service.chat()["message"]["content"]
+    load = service.begin_load()
+    before = service.main_pid()
+    service.systemctl("restart", "vllamad.service")
+    assert service.main_pid() != before
+    assert service.chat()["message"]["content"]
+    told = json.loads(load.communicate(timeout=60)[0])
+    print(f"restart under load: {told}")
+    assert set(told["counts"]) == {"200"}, told
+
+
+def test_a_killed_daemon_comes_back_with_its_models(service: Service) -> None:
+    assert service.chat()["message"]["content"]
+    service.wait("it is noted what is loaded", lambda: "tiny" in service.box.run(
+        "cat", "/var/lib/vllama/loaded.json", check=False).stdout)  # fmt: skip
+    (worker,) = service.ps()
+    before = service.main_pid()
+    service.systemctl("kill", "--signal=KILL", "--kill-whom=main", "vllamad.service")
+    service.wait("started again", lambda: service.main_pid() not in {0, before})
+    service.wait("serving", lambda: service.show("ActiveState") == "active")
+    service.wait("the model is loaded again", lambda: [one["state"] for one in service.ps()] == ["READY"])
+    assert service.ps()[0]["pid"] != worker["pid"]
+    assert service.chat()["message"]["content"]
+    assert len(service.leaves()) == 1
+
+
+def test_a_frozen_daemon_is_ended_by_the_watchdog(service: Service) -> None:
+    before = service.main_pid()
+    service.systemctl("kill", "--signal=STOP", "--kill-whom=main", "vllamad.service")
+    service.wait("started again", lambda: service.main_pid() not in {0, before}, 40)
+    service.wait("serving", lambda: service.show("ActiveState") == "active")
+    journal = service.journal()
+    assert "Watchdog timeout" in journal
+    assert re.search(r"Fatal Python error: Aborted", journal)
+    assert service.chat()["message"]["content"]
+
+
+def test_nothing_is_left_after_a_stop(service: Service) -> None:
+    assert service.chat()["message"]["content"]
+    assert service.processes() and service.leaves() and service.listeners()
+    service.stop()
+    assert service.processes() == []
+    assert service.leaves() == []
+    assert service.listeners() == []
+    assert service.shared_memory() == []
+    assert service.box.run("ls", "/run/vllama", check=False).returncode != 0
+    assert service.show("Result") == "success"
+
+
+def test_a_broken_configuration_is_not_tried_again(installed: Service) -> None:
+    installed.box.write("/etc/vllama/config.toml", "[server]\nprot = 1\n")
+    try:
+        installed.systemctl("start", "vllamad.service", check=False)
+        assert installed.show("ExecMainStatus") == "78"
+        assert installed.show("NRestarts") == "0"
+        assert "did you mean server.port" in installed.journal()
+    finally:
+        installed.box.run("rm", "/etc/vllama/config.toml")
+        installed.stop()
+
+
+@pytest.mark.parametrize("name", ["hub_token", "api_keys"])
+def test_a_secret_reaches_the_daemon_alone(installed: Service, name: str) -> None:
+    installed.box.write(f"/etc/credstore/vllama.{name}", "sesame-1234-sesame-1234\n", "600")
+    try:
+        installed.start()
+        shown = json.loads(installed.ctl("ann", "--json", "config").stdout)
+        assert f"/{name}" in json.dumps(shown) and "sesame" not in json.dumps(shown)
+        environments = installed.box.run("sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'")
+        assert "sesame" not in environments.stdout + installed.journal()
+    finally:
+        installed.box.run("rm", f"/etc/credstore/vllama.{name}")
+        installed.stop()
