@@ -13,7 +13,8 @@ from tests.systemd.box import Box
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.prefix) / "bin"
 CLIENT = str(Path(__file__).with_name("client.py"))
-GROUP = "/sys/fs/cgroup/unified/system.slice/vllamad.service"
+GROUPS = [f"/sys/fs/cgroup{top}/system.slice/vllamad.service" for top in ("/unified", "")]
+"""One of them is there: with controllers in version 1, and without."""
 
 STORE = """
 import os, sys
@@ -130,7 +131,7 @@ class Service:
 
     def leaves(self) -> list[str]:
         """The control groups below the unit's, but for the daemon's own."""
-        found = self.box.run("find", GROUP, "-mindepth", "1", "-type", "d", "-printf", "%f\\n", check=False).stdout
+        found = self.box.run("find", *GROUPS, "-mindepth", "1", "-type", "d", "-printf", "%f\\n", check=False).stdout
         return [name for name in found.split() if name != "vllamad"]
 
     def processes(self) -> list[str]:
