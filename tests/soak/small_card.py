@@ -10,7 +10,7 @@ from tests.fakes.nvml.library import NO_COMPILER, compiler
 from tests.soak.checks import Checks
 from tests.soak.world import Character, World, until
 
-SLOW_S = 2.6
+SLOW_S = 2.4
 """A model that loads faster than this is stopped, not put to sleep: that would not pay."""
 SETTLES_S = 3.0
 """How long a card may still show what has ended: it is looked at ten times a second, on a busy machine."""
