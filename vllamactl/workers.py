@@ -21,6 +21,18 @@ def state(worker: Worker) -> str:
     return Worker.State.Name(worker.state).lower()
 
 
+MOST_LOG_LINES = 6
+
+
+def failure_lines(worker: Worker) -> list[str]:
+    """Return why it failed, what to do, and what its engine said last; [] if it has not failed."""
+    if not worker.HasField("failure"):
+        return []
+    said = worker.failure.facts.get("log", "").splitlines()[-MOST_LOG_LINES:]
+    hint = [f"hint: {worker.failure.hint}"] if worker.failure.hint else []
+    return [worker.failure.message, *hint, *(f"| {line}" for line in said)]
+
+
 def size_bytes(worker: Worker) -> int:
     """Return what it holds where it computes: on GPUs, or in main memory. Drivers do not tell it everywhere; then what
     was reserved for it."""

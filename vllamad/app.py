@@ -477,6 +477,7 @@ class Daemon:
                     "waiting": view.waiting,
                     "memory_bytes": view.memory_bytes,
                     "error": view.error.message if view.error else None,
+                    "log": str(view.error.facts.get("log", "")).splitlines() if view.error else [],
                 }
                 for view in self._supervisor.views()
             ],

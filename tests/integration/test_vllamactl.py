@@ -109,6 +109,20 @@ def test_ps(ctl: Ctl, server: ControlServer) -> None:
     assert shown[1]["load_fraction"] == 0.4
 
 
+def test_a_failure_is_told_with_what_the_engine_said_last(ctl: Ctl, server: ControlServer) -> None:
+    broken = failure(Reason.ENGINE_START_FAILED, "cannot load smollm2: no room", "see its log")
+    broken.facts["log"] = "\n".join(f"line {number}" for number in range(20))
+    server.answers.workers[:] = [worker("smollm2:135m", workers_pb2.Worker.FAILED, failure=broken)]
+    listed = ctl("ps")
+    assert listed.out.splitlines()[1].split()[-4:] == ["failed", "engine", "start", "failed"]
+    assert listed.err.splitlines()[:2] == ["cannot load smollm2: no room", "hint: see its log"]
+    assert listed.err.splitlines()[-1] == "| line 19"
+    page = ctl("show", "smollm2:135m").out
+    assert "  Worker\n    failed on cpu, engine start failed\n    cannot load smollm2: no room\n" in page
+    assert page.endswith("    | line 19\n")
+    assert ctl("show", "smollm2:135m", "--json").document["workers"][0]["state"] == "FAILED"
+
+
 def test_ps_of_nothing_is_a_header(ctl: Ctl, server: ControlServer) -> None:
     server.answers.workers.clear()
     assert ctl("ps").out.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "CPU", "STATE", "UNTIL"]
@@ -207,7 +221,8 @@ def test_show(ctl: Ctl, server: ControlServer) -> None:
     page = ctl("show", "smollm2:135m").out
     assert "    architecture        llama\n    parameters          134.52M\n    context length      8192\n" in page
     assert "  Capabilities\n    completion\n" in page
-    assert page.endswith("  License\n    Apache\n    Version 2\n    ...\n")
+    assert "  License\n    Apache\n    Version 2\n    ...\n" in page
+    assert page.endswith("  Worker\n    ready on cpu, 4 minutes from now\n")
     assert ctl("show", "smollm2:135m", "--template").out == "{{ x }}\n"
     assert ctl("show", "smollm2:135m", "--license").out == "Apache\n\nVersion 2\nmore\n"
     assert ctl("show", "smollm2:135m", "--files").out.splitlines()[1] == "model.safetensors    5 B     sha256:ab"

@@ -9,7 +9,7 @@ from vllamactl.client import Client
 from vllamactl.invocation import Invocation, Verb
 from vllamactl.plain import plain
 from vllamactl.render import Column, table
-from vllamactl.workers import processor, size_bytes, state, until
+from vllamactl.workers import failure_lines, processor, size_bytes, state, until
 
 COLUMNS = (
     Column("NAME", is_elastic=True),
@@ -55,5 +55,8 @@ def command(invocation: Invocation, prefix: str) -> None:
             lines = table(COLUMNS, rows, console.width)
         for line in lines:
             console.data(line)
+        for worker in workers:
+            for line in failure_lines(worker):
+                console.say(line)
 
     invocation.run("list what is loaded", work)

@@ -1,16 +1,19 @@
 """`vllamactl show`."""
 
 import time
+from collections.abc import Sequence
 
 import click
 
 from vllama.control.v1.models_pb2 import FitModelResponse, Model
+from vllama.control.v1.workers_pb2 import Worker
 from vllamactl import human
 from vllamactl.client import Client
 from vllamactl.exits import CtlError
 from vllamactl.invocation import Invocation, Verb, complete_models
 from vllamactl.plain import plain, seconds_of
 from vllamactl.render import Column, pairs, table
+from vllamactl.workers import failure_lines, state, until
 
 
 @click.command("show", cls=Verb, short_help="Show what is known about a model.")
@@ -37,8 +40,9 @@ def command(invocation: Invocation, model: str, part: str | None) -> None:
                     console.data(line)
             return
         shown = await client.get_model(model)
+        workers = [worker for worker in await client.list_workers() if worker.model == shown.name]
         if console.is_json:
-            console.document(plain(shown))
+            console.document(plain(shown) | {"workers": [plain(worker) for worker in workers]})
             return
         if console.is_quiet:
             lines = [shown.name]
@@ -52,15 +56,15 @@ def command(invocation: Invocation, model: str, part: str | None) -> None:
                 raise CtlError("NOT_FOUND", f"{shown.name} has no {part}", f"all that is known: vllamactl show {model}")
             lines = text.rstrip("\n").split("\n")
         else:
-            lines = page(shown, time.time())
+            lines = page(shown, workers, time.time())
         for line in lines:
             console.data(line)
 
     invocation.run(f"show {model}", work)
 
 
-def page(model: Model, now: float) -> list[str]:
-    """Return the page about a model, in Ollama's sections."""
+def page(model: Model, workers: Sequence[Worker], now: float) -> list[str]:
+    """Return the page about a model, in Ollama's sections, and what becomes of it now."""
     details = model.details
     origin = " ".join(part for part in (model.source, model.repository, model.revision[:12]) if part)
     if model.parent:
@@ -93,12 +97,18 @@ def page(model: Model, now: float) -> list[str]:
             indent=4,
         ),
         "License": _first_lines(model.license),
+        "Worker": [f"    {line}" for worker in workers for line in _worker_lines(worker, now)],
     }
     lines: list[str] = []
     for title, rows in sections.items():
         if rows:
             lines += [f"  {title}", *rows, ""]
     return lines[:-1]
+
+
+def _worker_lines(worker: Worker, now: float) -> list[str]:
+    where = f" on {worker.device}" if worker.device else ""
+    return [f"{state(worker)}{where}, {until(worker, now)}", *failure_lines(worker)]
 
 
 def fit_page(fit: FitModelResponse) -> list[str]:
