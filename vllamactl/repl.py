@@ -170,7 +170,7 @@ class Repl:
             case [] | ["info"]:
                 import time
 
-                lines = page(self._model, time.time())
+                lines = page(self._model, [], time.time())
             case ["parameters"]:
                 names = f"none were set; there are: {', '.join(PARAMETERS)}"
                 lines = pairs(self._chat.parameters()) or [f"  {names}"]

@@ -158,6 +158,17 @@ class Gate:
         for handle in self._supervisor.of(model):
             handle.set_keep_alive(keep_alive_s)
 
+    def workload(self) -> Workload:
+        """Everything that the planner goes by, as it is now."""
+        return Workload(
+            waiting=tuple(waiting.waiter for waiting in self._waiting.values()),
+            workers={handle.holder: handle.picture() for handle in self._supervisor.handles()},
+            models=self._wanted,
+            ledger=self._memory.ledger,
+            limits=self._limits.planner,
+            served_at=self._served_at,
+        )
+
     def open(self) -> None:
         """Begin to start workers. Until then requests are taken and wait: the daemon serves before it has looked at
         its engine and its devices."""
@@ -319,17 +330,8 @@ class Gate:
             self._look(PAUSE_FACTOR * took_s)
 
     def _decide(self) -> None:
-        handles = self._supervisor.handles()
-        self._forget({handle.key for handle in handles})
-        load = Workload(
-            waiting=tuple(waiting.waiter for waiting in self._waiting.values()),
-            workers={handle.holder: handle.picture() for handle in handles},
-            models=self._wanted,
-            ledger=self._memory.ledger,
-            limits=self._limits.planner,
-            served_at=self._served_at,
-        )
-        planned = plan(load, self._clock.now())
+        self._forget({handle.key for handle in self._supervisor.handles()})
+        planned = plan(self.workload(), self._clock.now())
         self.waits = {self._wanted[one.key].name: one.why for one in planned.decisions if isinstance(one, Wait)}
         # Whatever the decisions change asks for another look, which is due in the next turn.
         for decision in planned.decisions:
