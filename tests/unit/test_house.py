@@ -276,6 +276,6 @@ histories = st.lists(events, min_size=60, max_size=90).map(lambda parts: [one fo
 
 
 @given(some_settings, histories)
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 def test_the_rules_hold_over_any_history_and_everyone_comes_to_an_end(setting: Setting, history: list[Event]) -> None:
     live_through(setting, *history)
