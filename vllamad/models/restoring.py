@@ -126,4 +126,4 @@ class Restoring:
         expires = math.inf if handle.is_pinned else view.expire_time
         if expires is not None and not math.isinf(expires):
             expires = round(expires)
-        return LoadedModel(handle.model.name, view.idle_s, round(used), expires)
+        return LoadedModel(handle.model.name, view.idle_s, round(used, 1), expires)
