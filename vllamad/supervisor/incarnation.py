@@ -216,7 +216,7 @@ class Incarnation:
         stable = self._world.clock.call_at(stable_at, lambda: self._tell(Kind.STABLE))
         misses = 0
         try:
-            # Told again and again: while it falls asleep or wakes nobody listens.
+            # Told again and again: what does not count in one state may in the next.
             while True:
                 await asyncio.sleep(READY_HEALTH_INTERVAL_S)
                 misses = 0 if await client.is_healthy() else misses + 1
