@@ -339,7 +339,8 @@ def test_the_daemons_own_refusals_are_raised_as_their_classes() -> None:
             daemon.wait_log("to=STARTING")
             with pytest.raises(openai.RateLimitError) as full:
                 client.chat.completions.create(model="m", messages=CAPITAL)
-            assert (full.value.code, full.value.response.headers["retry-after"]) == ("queue_full", "2")
+            assert full.value.code == "queue_full"
+            assert 2 <= int(full.value.response.headers["retry-after"]) <= 60, "about as long as the load takes"
             with pytest.raises(anthropic.APIStatusError) as overloaded:
                 claude.messages.create(model="m", max_tokens=8, messages=CAPITAL)
             assert overloaded.value.status_code == 529
