@@ -67,7 +67,6 @@ class Supervisor:
         self.breaker = Breaker()
         self._clock = clock
         self._engine = engine
-        self._memory = memory
         self._folder = folder
         self._new_ring = new_ring
         self._handles: dict[str, WorkerHandle] = {}
@@ -78,7 +77,6 @@ class Supervisor:
         self._asked: asyncio.Queue[asyncio.Event] = asyncio.Queue()
         self._deps = WorkerDeps(
             World(clock, engine, launcher, memory, self._spawn_task),
-            memory,
             folder,
             limits,
             self._changed,

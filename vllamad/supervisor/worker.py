@@ -74,7 +74,6 @@ class WorkerDeps:
     synchronously, after every change, ``on_measured`` when a ready one was measured."""
 
     world: World
-    memory: DeviceMemory
     folder: Path
     limits: WorkerLimits
     on_change: Callable[["WorkerHandle"], None]
@@ -85,6 +84,18 @@ class WorkerDeps:
     ladder: Ladder
     decided: Callable[[str], None]
     """Takes sentences for people."""
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """The ledger's keeper: the one that incarnations ask as well."""
+        return self.world.memory
+
+
+_MAY_BE_IDLE = frozenset({State.READY, State.SUSPENDING, State.SUSPENDED})
+"""States in which keep-alive goes on while nobody asks."""
+
+_LOADED_OR_GONE = frozenset({State.READY, State.SUSPENDED, State.RELEASING, State.FAILED})
+"""States that end a load, a wake or a falling asleep: others may load on its devices from then on."""
 
 
 class WorkerHandle:
@@ -257,13 +268,13 @@ class WorkerHandle:
 
     def make_room(self) -> None:
         """Give up the devices, or most of them: sleep where that is better than to be stopped."""
-        ladder = self._deps.ladder
-        can_sleep = ladder.rules.is_on and self.state is State.READY and self.wanted is not None
-        if not can_sleep or self.wanted is None or not self.wanted.can_sleep or self.placement is None:
+        ladder, wanted, placement = self._deps.ladder, self.wanted, self.placement
+        can_sleep = ladder.rules.is_on and self.state is State.READY
+        if not can_sleep or wanted is None or not wanted.can_sleep or placement is None:
             self.post(Kind.STOP)
             return
         idle_s = self._clock.now() - self._idle.since
-        choice = ladder.choose(self.holder, self.wanted, len(self.placement.devices), idle_s)
+        choice = ladder.choose(self.holder, wanted, len(placement.devices), idle_s)
         self._deps.decided(choice.why)
         if choice.rung is Rung.STOPPED or self._deps.memory.begin_load(self.holder) is not None:
             # Beside a load nobody falls asleep: the engine that loads looks at what is free.
@@ -300,7 +311,7 @@ class WorkerHandle:
         if self.is_pinned:
             return
         self._idle.idle_s = idle_s
-        if self.state in {State.READY, State.SUSPENDING, State.SUSPENDED} and self.record.leases == 0:
+        if self.state in _MAY_BE_IDLE and self.record.leases == 0:
             self._idle.arm()
 
     def _note_gap(self) -> None:
@@ -407,12 +418,10 @@ class WorkerHandle:
             self._load_s = self.load_cost_s = self._clock.now() - self._life.spawned_at
             self._load = LoadStep("ready", 1.0)
             self._ready_since = self._clock.now()
-        if record.state in {State.RELEASING, State.FAILED}:
-            self._deps.memory.end_load(self.holder)  # its processes are gone, or nobody waits for them any more
+        if record.state in _LOADED_OR_GONE:
+            self._deps.memory.end_load(self.holder)
         if record.state is State.RELEASING:
             self._is_unreturned = False
-        if record.state in {State.SUSPENDED, State.READY}:
-            self._deps.memory.end_load(self.holder)
         if record.state is State.RESUMING:
             self._waking_since = self._clock.now()
         if before.state is State.RESUMING and record.state is State.READY and self.wanted and self.placement:
@@ -420,7 +429,7 @@ class WorkerHandle:
             self._deps.ladder.woke(self.wanted, len(self.placement.devices), self._rung, seconds)
         if before.state is State.STARTING and record.state is State.READY and self.wanted and self.placement:
             self._deps.ladder.loaded(self.wanted, len(self.placement.devices), self._load_s)
-        if record.state not in {State.READY, State.SUSPENDING, State.SUSPENDED}:
+        if record.state not in _MAY_BE_IDLE:
             self._idle.disarm()  # asleep it is as idle as before, and its keep-alive goes on
         if (before.state is State.RELEASING or record.state is State.STOPPED) and self._life is not None:
             self._life.abandon()
@@ -509,11 +518,7 @@ class WorkerHandle:
         self._deps.decided(f"stop {self.model.name}: it did not {step} {self._rung}: {why}")
 
     def _expired(self) -> None:
-        if (
-            self.state in {State.READY, State.SUSPENDING, State.SUSPENDED}
-            and self.record.leases == 0
-            and not self.is_pinned
-        ):
+        if self.state in _MAY_BE_IDLE and self.record.leases == 0 and not self.is_pinned:
             if self._deps.count_waiting(self.key):
                 # They are about to have it, and would only have it loaded anew.
                 self._idle.arm(max(LINGER_S, self._idle.idle_s))
