@@ -62,6 +62,7 @@ class Machine:
         self._workers: dict[str, Worker] = {}
         self._waiting: dict[int, tuple[Waiter, Request]] = {}
         self._served_at: dict[tuple[str, str], float] = {}
+        self._room_made_for: frozenset[str] = frozenset()
         self._last_at: dict[str, float] = {}
         self._gaps: dict[str, float] = {}
         self._events: list[tuple[float, int, str, str]] = []
@@ -110,8 +111,17 @@ class Machine:
     def _look(self, now: float) -> None:
         while True:
             waiters = tuple(waiter for waiter, _request in self._waiting.values())
-            load = Workload(waiters, self._workers, self._wanted, self._ledger, self._limits, self._served_at)
+            load = Workload(
+                waiters,
+                self._workers,
+                self._wanted,
+                self._ledger,
+                self._limits,
+                self._served_at,
+                self._room_made_for,
+            )
             made = self._policy(load, now)
+            self._room_made_for = made.room_made_for
             is_changed = False
             for decision in made.decisions:
                 is_changed |= self._carry_out(now, decision)

@@ -47,6 +47,7 @@ class Scene:
     workers: dict[str, Worker] = field(default_factory=dict[str, Worker])
     waiting: list[Waiter] = field(default_factory=list[Waiter])
     served_at: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    room_made_for: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         devices = [Device(index, f"GPU {index}", 100 * GIB, "x") for index in range(self.gpus)]
@@ -79,9 +80,26 @@ class Scene:
         return self
 
     def plan(self, now: float = 0.0) -> Plan:
-        return plan(
-            Workload(tuple(self.waiting), self.workers, self.models, self.ledger, self.limits, self.served_at), now
+        """One look, which remembers what the next one is to be told."""
+        load = Workload(
+            tuple(self.waiting),
+            self.workers,
+            self.models,
+            self.ledger,
+            self.limits,
+            self.served_at,
+            self.room_made_for,
         )
+        made = plan(load, now)
+        self.room_made_for = made.room_made_for
+        return made
+
+    def gone(self, holder: str) -> "Scene":
+        del self.workers[holder]
+        after = self.ledger.release(holder)
+        assert isinstance(after, Ledger)
+        self.ledger = after
+        return self
 
     def decide(self, now: float = 0.0) -> tuple[Decision, ...]:
         return self.plan(now).decisions
@@ -268,6 +286,27 @@ def test_who_was_loaded_for_somebody_serves_them_first() -> None:
     assert stops(scene.decide(120.0)) == ["a"]
 
 
+def test_who_was_stopped_for_another_is_not_loaded_again_before_that_one() -> None:
+    """Its own requests are older, and they counted for less only as long as its worker took requests."""
+    scene = Scene(limits=Limits(parallel=1)).worker("a", {0: 70}, idle_since=44.0, leases=0)
+    scene.wait("a", since=0.0).wait("b", since=10.0)
+    assert stops(scene.decide(45.0)) == ["a"]
+    assert scene.room_made_for == {"b"}
+    scene.workers["a"] = replace(scene.workers["a"], state=State.STOPPING, goal=Goal.STOP)
+    assert starts(scene.decide(45.1)) == [], "nobody is taken back"
+    assert starts(scene.gone("a").decide(46.0)) == ["b"]
+    assert scene.room_made_for == frozenset(), "from here on, having been loaded protects it"
+
+
+def test_room_that_nobody_waits_for_any_more_is_for_everyone() -> None:
+    scene = Scene().worker("a", {0: 70}).wait("b")
+    assert stops(scene.decide(45.0)) == ["a"]
+    scene.workers["a"] = replace(scene.workers["a"], state=State.STOPPING, goal=Goal.STOP)
+    scene.waiting.clear()
+    assert scene.wait("a", since=46.0).plan(46.0).room_made_for == frozenset()
+    assert starts(scene.decide(46.0)) == ["a"]
+
+
 def test_pinned_ones_stay_and_the_refusal_says_so() -> None:
     decisions = Scene().worker("a", {0: 70}, is_pinned=True).wait("b").decide()
     assert refusals(decisions) == [(0, Reason.WONT_FIT)]
@@ -400,6 +439,7 @@ class Machine:
         self.workers: dict[str, Worker] = {}
         self.waiting: dict[int, Waiter] = {}
         self.served_at: dict[tuple[str, str], float] = {}
+        self.room_made_for: frozenset[str] = frozenset()
         self.now = 0.0
         self.arrived = 0
 
@@ -410,10 +450,18 @@ class Machine:
 
     def look(self) -> Plan:
         load = Workload(
-            tuple(self.waiting.values()), self.workers, self.models, self.ledger, self.limits, self.served_at
+            tuple(self.waiting.values()),
+            self.workers,
+            self.models,
+            self.ledger,
+            self.limits,
+            self.served_at,
+            self.room_made_for,
         )
         made = plan(load, self.now)
+        assert made.room_made_for <= {waiter.key for waiter in self.waiting.values()}
         assert made == plan(load, self.now), "it is a function"
+        self.room_made_for = made.room_made_for
         self._check_work_conserving(load, made)
         before = dict(self.workers)
         touched: set[int] = set()

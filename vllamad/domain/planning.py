@@ -1,14 +1,15 @@
 """Who may be loaded where, and who is served (floor 1): a workload in, decisions out, each with its sentence.
 
 ``plan`` is a pure function of what is true now, asked again whenever something changed (and when ``look_again_at`` has
-come); it keeps nothing. Models are looked at in turn (``turns``). One whose workers are ready gets requests granted,
+come); it keeps nothing, but tells its next look for whom it has made room. Models are looked at in turn (``turns``). One whose workers are ready gets requests granted,
 each to the worker with the fewest. One that needs a place takes a free one (``placement``); else it *claims* a place:
 of workers that leave anyway, else of idle ones, which are stopped, else of busy ones, which get no new requests until
 all of the claimed are idle. What is claimed is promised in the round's ledger, so no younger model gets it. A busy,
 pinned or protected worker is never stopped.
 
-That nobody starves rests on three things: the order does not change while one waits, protection ends for who has
-waited as long as it lasts, and the same busy workers are chosen each time until they are idle.
+That nobody starves rests on four things: the order does not change while one waits, protection ends for who has
+waited as long as it lasts, the same busy workers are chosen each time until they are idle, and what was stopped for a
+model is not started again before that model has its place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ class _Round:
         """Holders whose place an older model counts on."""
         self._kept: set[str] = set()
         """Holders that were on their way out and are taken back."""
+        self._room_made_for = set(load.room_made_for)
         self._queues: dict[str, list[Waiter]] = {}
         self._decisions: list[Decision] = []
         self._times: list[float] = []
@@ -75,7 +77,7 @@ class _Round:
             self._queues.setdefault(waiter.key, []).append(waiter)
             self._times.append(waiter.deadline)
         served = {one.key for one in self._workers.values() if one.takes_requests}
-        for key in order_models(self._queues, served, self._limits, self._now):
+        for key in order_models(self._queues, served, self._load.room_made_for, self._limits, self._now):
             self._queues[key] = self._grant(key, self._queues[key])
             if self._queues[key]:
                 self._serve(self._load.models[key], self._queues[key])
@@ -85,7 +87,8 @@ class _Round:
         left = [one for queue in self._queues.values() for one in queue if one.number not in turned_away]
         self._decisions += one_too_many(left, self._load.models, self._limits)
         later = [at for at in self._times if at > self._now]
-        return Plan(tuple(self._decisions), min(later, default=None))
+        waited_for = {waiter.key for waiter in left}
+        return Plan(tuple(self._decisions), min(later, default=None), frozenset(self._room_made_for & waited_for))
 
     # --- a model's turn ------------------------------------------------------------------------------------------
 
@@ -221,6 +224,7 @@ class _Round:
             names = ", ".join(f"{one.model} ({one.leases} requests)" for one in busy)
             self._wait(model, f"{numbers}; waits for {names} to finish")
         elif staying:
+            self._room_made_for.add(model.key)
             for one in staying:
                 idle_s = max(0.0, self._now - one.idle_since)
                 state = f"idle {idle_s:.0f} s, {one.load_cost_s:.0f} s to come back"
@@ -245,6 +249,7 @@ class _Round:
             self._wait(model, after.why)
             return
         self._ledger = after
+        self._room_made_for.discard(model.key)
         self._decisions.append(Start(model.key, holder, found if is_new else None, f"{what} of {free} free"))
 
     def _replicate(self, key: str) -> None:

@@ -2,7 +2,8 @@
 
 Three fairnesses, each against one flood. Between *priorities*: a level is worth some seconds of waiting, so that a low
 one gets there. Between *models*: the oldest request first; but one that waits for a model without a worker goes, after
-a while, before those whose models are being served, or a long queue would keep its place for as long as it is long.
+a while, before those whose models are being served, or a long queue would keep its place for as long as it is long. A
+model for which another was stopped goes first: the other's older requests would else have that one loaded again at once.
 Between *callers* of a model: round-robin, the one who was served longest ago first. A caller who comes new counts as
 served when it came, so that a stream of new ones does not starve those who are there.
 """
@@ -23,19 +24,24 @@ def head_start(waiter: Waiter, limits: Limits) -> tuple[float, int]:
 
 
 def order_models(
-    queues: Mapping[str, Sequence[Waiter]], served: Collection[str], limits: Limits, now: float
+    queues: Mapping[str, Sequence[Waiter]],
+    served: Collection[str],
+    room_made_for: Collection[str],
+    limits: Limits,
+    now: float,
 ) -> list[str]:
     """The keys in the order in which they are looked at. ``served`` are those whose workers take requests: what waits
-    for one of them counts as having waited for ``turn_s`` at most."""
+    for one of them counts as having waited for ``turn_s`` at most. Those that others were stopped for go first."""
 
     latest = now - limits.turn_s
 
-    def rank(key: str) -> tuple[float, bool, int]:
+    def rank(key: str) -> tuple[bool, float, bool, int]:
+        is_later = key not in room_made_for
         start, number = min(head_start(waiter, limits) for waiter in queues[key])
         if key not in served:
-            return start, False, number
+            return is_later, start, False, number
         capped = min(max(waiter.since, latest) - waiter.priority * limits.aging_s for waiter in queues[key])
-        return capped, any(waiter.since <= latest for waiter in queues[key]), number
+        return is_later, capped, any(waiter.since <= latest for waiter in queues[key]), number
 
     return sorted(queues, key=rank)
 

@@ -113,7 +113,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Everything at one moment. ``workers`` by holder, ``models`` by key. ``served_at`` is when a caller was last
-    granted a lease of a model, by (key, caller); who is not in it has not been."""
+    granted a lease of a model, by (key, caller); who is not in it has not been. ``room_made_for`` is what the last
+    ``Plan`` said."""
 
     waiting: tuple[Waiter, ...]
     workers: Mapping[str, Worker]
@@ -121,6 +122,7 @@ class Workload:
     ledger: Ledger
     limits: Limits = Limits()
     served_at: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    room_made_for: frozenset[str] = frozenset()
 
 
 # --- decisions ---------------------------------------------------------------------------------------------------
@@ -175,7 +177,10 @@ Decision = Grant | Start | Stop | Refuse | Wait
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now, in this order, and when to look again if nothing happens before (None: no need)."""
+    """What to do now, in this order, and when to look again if nothing happens before (None: no need).
+    ``room_made_for`` are the keys of the models that others were stopped for and that have no place yet; the next look
+    must be told."""
 
     decisions: tuple[Decision, ...]
     look_again_at: float | None = None
+    room_made_for: frozenset[str] = frozenset()

@@ -98,6 +98,7 @@ class Gate:
         self._wanted: dict[str, Wanted] = {}
         """Of every model that somebody waits for or that has a worker, by key."""
         self._served_at: dict[tuple[str, str], float] = {}
+        self._room_made_for: frozenset[str] = frozenset()
         self._number = 0
         self._arriving = 0
         self._active = 0
@@ -167,6 +168,7 @@ class Gate:
             ledger=self._memory.ledger,
             limits=self._limits.planner,
             served_at=self._served_at,
+            room_made_for=self._room_made_for,
         )
 
     def open(self) -> None:
@@ -332,6 +334,7 @@ class Gate:
     def _decide(self) -> None:
         self._forget({handle.key for handle in self._supervisor.handles()})
         planned = plan(self.workload(), self._clock.now())
+        self._room_made_for = planned.room_made_for
         self.waits = {self._wanted[one.key].name: one.why for one in planned.decisions if isinstance(one, Wait)}
         # Whatever the decisions change asks for another look, which is due in the next turn.
         for decision in planned.decisions:
