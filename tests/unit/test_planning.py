@@ -335,7 +335,8 @@ def test_foreign_use_is_no_room() -> None:
 def test_a_number_of_models_can_be_a_bound_too() -> None:
     scene = Scene(2, Limits(max_loaded=1)).worker("a", {0: 10}, idle_since=0.0).wait("b")
     (stop,) = scene.decide(60.0)
-    assert stop == Stop("a", "evict a (idle 60 s, 10 s to come back) to fit b: 1 of 1 models are loaded")
+    why = "evict a (idle 60 s, 10 s to come back) to fit b: 1 of 1 models are loaded"
+    assert stop == Stop("a", why, may_sleep=False)
     pinned = Scene(2, Limits(max_loaded=1)).worker("a", {0: 10}, is_pinned=True).wait("b")
     assert refusals(pinned.decide()) == [(0, Reason.WONT_FIT)]
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -13,14 +14,17 @@ import pytest
 from tests.fakes.clock import FakeClock
 from tests.fakes.devices import GIB, FakeGpus, cards
 from tests.fakes.world import FakeChild, FakeDevice, FakeEngine, FakeLauncher, FakeRing, FakeSizing, make_model
+from vllama.reasons import Reason
 from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Demand, Need
-from vllamad.domain.worker import State
-from vllamad.domain.workload import Wanted
+from vllamad.domain.restore import LoadedModel
+from vllamad.domain.worker import Goal, Kind, State, WorkerRecord
+from vllamad.domain.workload import Limits, Wanted
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
+from vllamad.models.restoring import Restoring
 from vllamad.models.sizing import Sizing
 from vllamad.operations.registry import Operations
 from vllamad.supervisor.limits import WorkerLimits
@@ -53,7 +57,7 @@ class LargeModels(FakeSizing):
 class House:
     """One GPU, a host with room for a copy of one model, and sleep switched on."""
 
-    def __init__(self, folder: Path, host_bytes: int) -> None:
+    def __init__(self, folder: Path, host_bytes: int, limits: Limits) -> None:
         self.gpus = FakeGpus(cards(1))
         self.host = FakeDevice()
         self.host.free_bytes = self.host.total_bytes = host_bytes
@@ -66,7 +70,7 @@ class House:
         )
         sizing = cast(Sizing, LargeModels(self.engine))
         rules = ModelRules(3600.0)
-        self.gate = Gate(self.clock, self.supervisor, self.memory, sizing, GateLimits(), lambda _model: rules)
+        self.gate = Gate(self.clock, self.supervisor, self.memory, sizing, GateLimits(limits), lambda _model: rules)
 
     def worker(self, model: Model) -> WorkerHandle:
         (handle,) = self.supervisor.of(model)
@@ -85,6 +89,10 @@ class House:
 
     def said(self) -> list[str]:
         return [decided.text for decided in self.supervisor.decisions]
+
+    def told(self, beginning: str) -> str:
+        """The first sentence that begins so; "" if there is none."""
+        return next((text for text in self.said() if text.startswith(beginning)), "")
 
     async def ask(self, model: Model) -> None:
         """One request, whose answer is no concern here."""
@@ -112,13 +120,13 @@ class House:
 
 
 @asynccontextmanager
-async def house_of(host_bytes: int) -> AsyncIterator[House]:
+async def house_of(host_bytes: int, limits: Limits, margin_share: float) -> AsyncIterator[House]:
     with TemporaryDirectory() as folder:
-        house = House(Path(folder), host_bytes)
+        house = House(Path(folder), host_bytes, limits)
         started = asyncio.Event()
         running = asyncio.create_task(house.supervisor.run(started))
         await started.wait()
-        await house.memory.use(house.gpus, 0.0, house.host)
+        await house.memory.use(house.gpus, margin_share, house.host)
         house.gate.open()
         try:
             yield house
@@ -131,9 +139,14 @@ async def house_of(host_bytes: int) -> AsyncIterator[House]:
             await asyncio.wait([running])
 
 
-def in_house(test: Callable[[House], Awaitable[None]], host_bytes: int = 200 * GIB) -> None:
+def in_house(
+    test: Callable[[House], Awaitable[None]],
+    host_bytes: int = 200 * GIB,
+    limits: Limits | None = None,
+    margin_share: float = 0.0,
+) -> None:
     async def run() -> None:
-        async with asyncio.timeout(6 * PATIENCE_S), house_of(host_bytes) as house:
+        async with asyncio.timeout(6 * PATIENCE_S), house_of(host_bytes, limits or Limits(), margin_share) as house:
             await test(house)
 
     asyncio.run(run(), debug=True)
@@ -187,7 +200,7 @@ def test_who_cannot_fall_asleep_is_stopped_and_not_tried_again(what: str) -> Non
         await house.until(A, State.RELEASING)
         house.gpus.end(first.pid)
         await house.until(B, State.STARTING)
-        assert any(f"it did not go to sleep level 1: cannot {what}" in text for text in house.said())
+        assert f"did not go to sleep level 1, and is not put there again: cannot {what}" in house.told("a:latest did")
         house.started().healthy.set()
         await asking
 
@@ -224,7 +237,9 @@ def test_who_does_not_wake_as_it_was_is_started_anew_for_those_who_wait(what: st
         await house.until(A, State.STARTING)
         house.started().healthy.set()
         await asking
-        assert any(f"it did not wake from sleep level 1: cannot {what}" in text for text in house.said())
+        assert f"did not wake from sleep level 1, and is not put there again: cannot {what}" in house.told(
+            "a:latest did"
+        )
 
     in_house(test)
 
@@ -332,7 +347,7 @@ def test_who_is_stopped_while_it_wakes_may_sleep_another_time() -> None:
             await asyncio.sleep(0)
         first.exit(0)
         await house.until(A, State.RELEASING)
-        assert not any("it did not" in text for text in house.said())
+        assert not any("did not" in text for text in house.said())
 
     in_house(test)
 
@@ -381,5 +396,105 @@ def test_who_can_never_wake_where_it_sleeps_is_started_elsewhere() -> None:
         assert list(house.memory.ledger.reservations["a:latest"].bytes_on) == [1]
         house.launcher.last.healthy.set()
         await asking
+
+    in_house(test)
+
+
+def test_sleepers_are_stopped_when_others_take_the_hosts_memory() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        house.host.free_bytes -= 83 * GIB  # the copy
+        await house.memory.refresh()
+        assert house.state(A) is State.SUSPENDED
+        house.host.free_bytes = 2 * GIB
+        await house.memory.refresh()
+        assert house.state(A) is State.STOPPING
+        assert "of the host, 8.0 GiB wanted; " in house.told("stop a:latest (asleep, idle"), house.said()
+        count = len(house.said())
+        house.host.free_bytes = 1 * GIB
+        await house.memory.refresh()
+        assert len(house.said()) == count, "one that leaves is counted on"
+        house.gpus.end(first.pid)
+
+    in_house(test, margin_share=0.05)
+
+
+def test_where_the_number_of_models_is_bounded_nobody_sleeps_to_make_room() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        asking = asyncio.create_task(house.ask(B))
+        await house.until(A, State.RELEASING)
+        house.gpus.end(first.pid)
+        await house.until(B, State.STARTING)
+        assert house.engine.clients[0].asked == []
+        house.started().healthy.set()
+        await asking
+
+    in_house(test, limits=Limits(max_loaded=1))
+
+
+def test_a_sleeper_is_woken_though_another_worker_of_its_model_was_given_up() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        ready = WorkerRecord(State.READY, Goal.RUN)
+        failed = WorkerRecord(State.FAILED, Goal.STOP, cause=Reason.ENGINE_DIED, is_final=True)
+        down = replace(failed, state=State.RELEASING, goal=Goal.RUN)
+        breaker, key, now = house.supervisor.breaker, house.supervisor.key(A), house.clock.now()
+        breaker.changed(key, "workers/a-9", ready, down, None, now)
+        breaker.changed(key, "workers/a-9", down, failed, None, now)
+        assert breaker.refuse(key, A.name, now) is not None
+        await house.ask(A)
+        assert house.engine.clients[0].asked[-2:] == ["wake", "canary"]
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("ends", ["dies", "hangs"])
+def test_an_engine_that_ends_while_it_falls_asleep_is_not_put_there_again(ends: str) -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        first.switches.clear()
+        asking = asyncio.create_task(house.ask(B))
+        await house.until(A, State.SUSPENDING)
+        house.gpus.end(first.pid)
+        if ends == "dies":
+            first.exit(-9)
+        else:
+            life = house.worker(A)
+            life.happened(life.record.incarnation, Kind.UNHEALTHY, None, "no answer to 6 health checks in a row")
+        await house.until(B, State.STARTING)
+        why = "it was ended by signal 9" if ends == "dies" else "no answer to 6 health checks in a row"
+        assert house.told("a:latest did") == (
+            f"a:latest did not go to sleep level 1, and is not put there again: {why}"
+        )
+        house.started().healthy.set()
+        await asking
+
+    in_house(test)
+
+
+def test_who_sleeps_is_loaded_again_after_a_restart_and_who_leaves_is_not() -> None:
+    class Record:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def load(self) -> list[LoadedModel]:
+            return []
+
+        def record(self, models: Iterable[LoadedModel]) -> None:
+            self.names = [one.name for one in models]
+
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        await make_room(house, first)
+        record, catalog, operations = Record(), cast(Catalog, None), Operations(house.clock)
+        restoring = Restoring(record, catalog, house.gate, house.supervisor, operations, house.clock, is_on=True)
+        await restoring.note()
+        assert set(record.names) == {A.name, B.name}
+        house.supervisor.stop("a:latest")
+        await restoring.note()
+        assert record.names == [B.name]
 
     in_house(test)

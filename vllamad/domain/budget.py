@@ -126,6 +126,10 @@ class Ledger:
         """What can still be given; 0 also where others have pushed the budget below what is held."""
         return max(0, self.budget(index) - self.held(index))
 
+    def excess(self, index: int) -> int:
+        """What is declared beyond the budget: others have taken it since it was given."""
+        return max(0, self.held(index) - self.budget(index)) if index in self.devices else 0
+
     def holders(self, index: int) -> tuple[str, ...]:
         """Who holds something on a device."""
         return tuple(one.holder for one in self.reservations.values() if one.bytes_on.get(index, 0))

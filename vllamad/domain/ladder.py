@@ -220,7 +220,7 @@ def descend(worker: Sleeper, host_free_bytes: int, rules: Rules) -> Choice:
 
 
 def relieve(sleepers: Iterable[Sleeper], wanted_bytes: int) -> tuple[Choice, ...]:
-    """Who is stopped so that the host has so many bytes more; () if all of them together do not hold as much.
+    """Who is stopped so that the host has so many bytes more: all who sleep if they do not hold as much.
 
     A sleeper has nowhere else to go: an engine that sleeps stays at its level until it has been awake in between (vLLM
     answers a second call with 200 and does nothing), and waking takes the device that it gave up. Those go first that
@@ -233,8 +233,6 @@ def relieve(sleepers: Iterable[Sleeper], wanted_bytes: int) -> tuple[Choice, ...
             break
         leaving.append(one)
         freed += _holds(one)
-    if freed < wanted_bytes:
-        return ()
     for one in sorted(leaving, key=lambda one: (-_loss(one), one.holder)):
         # A large one that came late may make small ones before it needless.
         if freed - _holds(one) >= wanted_bytes:

@@ -1,11 +1,11 @@
 """Who may be loaded where, and who is served (floor 1): a workload in, decisions out, each with its sentence.
 
 ``plan`` is a pure function of what is true now, asked again whenever something changed (and when ``look_again_at`` has
-come); it keeps nothing, but tells its next look for whom it has made room. Models are looked at in turn (``turns``). One whose workers are ready gets requests granted,
-each to the worker with the fewest. One that needs a place takes a free one (``placement``); else it *claims* a place:
-of workers that leave anyway, else of idle ones, which are stopped, else of busy ones, which get no new requests until
-all of the claimed are idle. What is claimed is promised in the round's ledger, so no younger model gets it. A busy,
-pinned or protected worker is never stopped.
+come); it keeps nothing, but tells its next look for whom it has made room. Models are looked at in turn (``turns``).
+One whose workers are ready gets requests granted, each to the worker with the fewest. One that needs a place takes a
+free one (``placement``); else it *claims* a place: of workers that leave anyway, else of idle ones, which are stopped,
+else of busy ones, which get no new requests until all of the claimed are idle. What is claimed is promised in the
+round's ledger, so no younger model gets it. A busy, pinned or protected worker is never stopped.
 
 That nobody starves rests on four things: the order does not change while one waits, protection ends for who has
 waited as long as it lasts, the same busy workers are chosen each time until they are idle, and what was stopped for a
@@ -150,7 +150,8 @@ class _Round:
         found = place(demand, self._ledger, stays=self._stays)
         if isinstance(found, NoPlace) and found.lack is Lack.NEVER and not is_new:
             # It fits nowhere but where it sleeps; once it is gone, it may be placed anew.
-            self._decisions.append(Stop(holder, f"stop {model.name}, which cannot wake where it is: {found.numbers}"))
+            why = f"stop {model.name}, which cannot wake where it is: {found.numbers}"
+            self._decisions.append(Stop(holder, why, may_sleep=False))
             return
         if isinstance(found, NoPlace) and found.lack is Lack.NEVER:
             if isinstance(place(demand, self._ledger.if_empty()), NoPlace):
@@ -211,12 +212,13 @@ class _Round:
                 return False
             leavers += rest[:more]
             numbers = numbers or self._too_many()
+        may_sleep = self._over(base, is_new) <= 0  # asleep they count as loaded
         self._claimed.update(leavers)
         self._ledger = self._ledger.promise(f"promised to {model.key}", then.bytes_on)
-        self._ask_to_leave(model, [self._workers[name] for name in leavers], numbers)
+        self._ask_to_leave(model, [self._workers[name] for name in leavers], numbers, may_sleep=may_sleep)
         return True
 
-    def _ask_to_leave(self, model: Wanted, leavers: Sequence[Worker], numbers: str) -> None:
+    def _ask_to_leave(self, model: Wanted, leavers: Sequence[Worker], numbers: str, *, may_sleep: bool) -> None:
         staying = [one for one in leavers if not one.is_leaving]
         busy = [one for one in staying if one.leases]
         if busy:
@@ -228,7 +230,8 @@ class _Round:
             for one in staying:
                 idle_s = max(0.0, self._now - one.idle_since)
                 state = f"idle {idle_s:.0f} s, {one.load_cost_s:.0f} s to come back"
-                self._decisions.append(Stop(one.holder, f"evict {one.model} ({state}) to fit {model.name}: {numbers}"))
+                why = f"evict {one.model} ({state}) to fit {model.name}: {numbers}"
+                self._decisions.append(Stop(one.holder, why, may_sleep))
         elif leavers:
             self._wait(model, f"{numbers}; waits for {', '.join(one.model for one in leavers)} to be gone")
         else:

@@ -3,7 +3,7 @@
 Three fairnesses, each against one flood. Between *priorities*: a level is worth some seconds of waiting, so that a low
 one gets there. Between *models*: the oldest request first; but one that waits for a model without a worker goes, after
 a while, before those whose models are being served, or a long queue would keep its place for as long as it is long. A
-model for which another was stopped goes first: the other's older requests would else have that one loaded again at once.
+model for which another was stopped goes first: the other's older requests would else have that one loaded again.
 Between *callers* of a model: round-robin, the one who was served longest ago first. A caller who comes new counts as
 served when it came, so that a stream of new ones does not starve those who are there.
 """

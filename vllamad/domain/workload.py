@@ -148,10 +148,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Unload this idle worker."""
+    """Have this idle worker give up its devices. One that ``may_sleep`` leaves a little behind; where the number of
+    models is what matters, it may not."""
 
     holder: str
     why: str
+    may_sleep: bool = True
 
 
 @dataclass(frozen=True, slots=True)

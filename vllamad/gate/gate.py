@@ -19,7 +19,7 @@ from vllamad.domain.model import Model
 from vllamad.domain.planning import plan
 from vllamad.domain.ports import Clock, Timer
 from vllamad.domain.view import WorkerView
-from vllamad.domain.worker import Held, State
+from vllamad.domain.worker import Goal, Held, State
 from vllamad.domain.workload import Grant, Limits, Refuse, Start, Stop, Wait, Waiter, Wanted, Workload
 from vllamad.host.logs import event
 from vllamad.models.sizing import Sizing
@@ -234,8 +234,8 @@ class Gate:
         if is_wish:
             breaker.insist(key, now)
         handles = self._supervisor.with_key(key)
-        if any(handle.record.will_serve or handle.record.held is Held.LEAKED for handle in handles):
-            return  # it needs no load, or the planner says why it gets none
+        if any(handle.record.goal is not Goal.STOP or handle.record.held is Held.LEAKED for handle in handles):
+            return  # it serves, comes up or only has to wake; or the planner says why it gets no load
         error = breaker.refuse(key, model.name, now)
         if error is not None:
             raise error
@@ -305,6 +305,7 @@ class Gate:
             self._look()
 
     def _memory_changed(self) -> None:
+        self._supervisor.relieve_host()
         if self._waiting:
             self._look()
 
@@ -343,9 +344,8 @@ class Gate:
                     self._grant(number, holder)
                 case Start():
                     self._start(decision)
-                case Stop(holder, why):
-                    self._supervisor.decided(why)
-                    self._supervisor.make_room(holder)
+                case Stop():
+                    self._stop(decision)
                 case Refuse():
                     self._refuse(decision)
                 case Wait():
@@ -390,6 +390,13 @@ class Gate:
         )
         if refused is not None:  # the planner reads the same ledger: this is a bug, and it must not be a silent one
             event(log, logging.ERROR, "gate.start_refused", model=model.name, holder=decision.holder, why=refused.why)
+
+    def _stop(self, decision: Stop) -> None:
+        self._supervisor.decided(decision.why)
+        if decision.may_sleep:
+            self._supervisor.make_room(decision.holder)
+        else:
+            self._supervisor.stop(decision.holder)
 
     def _refuse(self, decision: Refuse) -> None:
         waiting = self._waiting.get(decision.number)

@@ -13,6 +13,7 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.operation import OperationKind, Progress
 from vllamad.domain.ports import Clock, LoadedStore
 from vllamad.domain.restore import LoadedModel, Restore, as_tried, to_restore
+from vllamad.domain.worker import Goal
 from vllamad.gate.gate import Gate
 from vllamad.host.logs import event
 from vllamad.models.catalog import Catalog
@@ -119,8 +120,8 @@ class Restoring:
 
     def _entry(self, handle: WorkerHandle) -> LoadedModel | None:
         view = handle.view()
-        if not view.is_loaded or not handle.record.will_serve:
-            return None
+        if not view.is_loaded or handle.record.goal is Goal.STOP:
+            return None  # one that sleeps is loaded as well
         now = self._clock.time()
         used = (now // USED_STEP_S + 1) * USED_STEP_S if view.leases else now - (self._clock.now() - handle.idle_since)
         expires = math.inf if handle.is_pinned else view.expire_time

@@ -4,7 +4,7 @@ The rules are in ``domain/ladder.py``; here is what they are asked with. Costs a
 over the ends of their workers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from vllamad.domain.ladder import (
     Choice,
@@ -16,6 +16,7 @@ from vllamad.domain.ladder import (
     descend,
     estimated_costs,
     host_needs,
+    relieve,
 )
 from vllamad.domain.placement import Placement
 from vllamad.domain.workload import Wanted
@@ -31,21 +32,30 @@ class Ladder:
         self._costs: dict[str, Costs] = {}
         self._lives: dict[str, Life] = {}
 
-    def choose(self, holder: str, wanted: Wanted, devices: int, idle_s: float) -> Choice:
+    def choose(self, sleeper: Sleeper) -> Choice:
         """Where an idle worker goes that has to give up its devices."""
-        sleeper = Sleeper(
+        host_free = self._memory.ledger.free(HOST) if HOST in self._memory.ledger.devices else 0
+        return descend(sleeper, host_free, self.rules)
+
+    def sleeper(self, holder: str, wanted: Wanted, devices: int, rung: Rung, idle_s: float) -> Sleeper:
+        """The picture of a worker that is on a rung, or resident."""
+        return Sleeper(
             holder,
             wanted.name,
             self._cost_of(wanted, devices),
             self._host_bytes(wanted),
+            rung=rung,
             life=self._lives.get(wanted.key, Life()),
             devices=devices,
             can_reload=wanted.can_reload,
             idle_s=idle_s,
         )
-        return descend(
-            sleeper, self._memory.ledger.free(HOST) if HOST in self._memory.ledger.devices else 0, self.rules
-        )
+
+    def relieve(self, sleepers: Sequence[Sleeper], leaving: Collection[str]) -> tuple[Choice, ...]:
+        """Who is stopped because others took of the host what is held for those who sleep. ``leaving`` are holders that
+        give back what they hold anyway."""
+        excess = self._memory.ledger.without(leaving).excess(HOST)
+        return relieve(sleepers, excess) if excess else ()
 
     def small_on(self, wanted: Wanted, rung: Rung, placement: Placement, seen: Mapping[int, int]) -> dict[int, int]:
         """What it holds asleep: as it was ``seen`` on its devices, else as it was estimated; reckoned in the host."""

@@ -172,6 +172,16 @@ class Supervisor:
         if handle is not None:
             handle.make_room()
 
+    def relieve_host(self) -> None:
+        """Stop some of those who sleep, if others took of the machine's memory what is held for them."""
+        sleepers = [one for handle in self._handles.values() if (one := handle.sleeper()) is not None]
+        if not sleepers:
+            return
+        leaving = {handle.holder for handle in self._handles.values() if handle.picture().is_leaving}
+        for choice in self._deps.ladder.relieve(sleepers, leaving):
+            self.decided(choice.why)
+            self.stop(choice.holder)
+
     def stop(self, holder: str) -> None:
         """Want a worker gone; leases that are out finish first."""
         handle = self._handles.get(holder)

@@ -17,7 +17,7 @@ from vllama.reasons import Reason
 from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.ladder import Rung
+from vllamad.domain.ladder import Rung, Sleeper
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Placement
 from vllamad.domain.ports import LoadStep, OutputRing, Taken, Timer
@@ -93,6 +93,9 @@ class WorkerDeps:
 
 _MAY_BE_IDLE = frozenset({State.READY, State.SUSPENDING, State.SUSPENDED})
 """States in which keep-alive goes on while nobody asks."""
+
+_SLEEP_FAULTS = frozenset({Kind.CALL_FAILED, Kind.UNHEALTHY, Kind.LEADER_EXITED})
+"""What ends a falling asleep or a wake otherwise than well."""
 
 _LOADED_OR_GONE = frozenset({State.READY, State.SUSPENDED, State.RELEASING, State.FAILED})
 """States that end a load, a wake or a falling asleep: others may load on its devices from then on."""
@@ -274,7 +277,7 @@ class WorkerHandle:
             self.post(Kind.STOP)
             return
         idle_s = self._clock.now() - self._idle.since
-        choice = ladder.choose(self.holder, wanted, len(placement.devices), idle_s)
+        choice = ladder.choose(ladder.sleeper(self.holder, wanted, len(placement.devices), Rung.RESIDENT, idle_s))
         self._deps.decided(choice.why)
         if choice.rung is Rung.STOPPED or self._deps.memory.begin_load(self.holder) is not None:
             # Beside a load nobody falls asleep: the engine that loads looks at what is free.
@@ -282,6 +285,13 @@ class WorkerHandle:
             return
         self._rung = choice.rung
         self.post(Kind.SUSPEND)
+
+    def sleeper(self) -> Sleeper | None:
+        """The ladder's picture of it while it sleeps; None if it does not."""
+        if not self.picture().is_asleep or self.wanted is None or self.placement is None:
+            return None
+        idle_s = self._clock.now() - self._idle.since
+        return self._deps.ladder.sleeper(self.holder, self.wanted, len(self.placement.devices), self._rung, idle_s)
 
     # --- leases --------------------------------------------------------------------------------------------------
 
@@ -379,10 +389,9 @@ class WorkerHandle:
         """See ``Owner``. What a life tells that is over already is ignored."""
         if self._life is None or self._life.number != incarnation:
             return
-        if kind is Kind.CALL_FAILED:
-            if self.state in {State.SUSPENDING, State.RESUMING}:  # else it failed because it is being stopped
-                self._sleep_failed(detail)
-        else:
+        if kind in _SLEEP_FAULTS and self.state in {State.SUSPENDING, State.RESUMING}:
+            self._sleep_failed(detail)
+        if kind is not Kind.CALL_FAILED:  # which says nothing of one that is being stopped
             self._fault = self._fault or detail
         self.post(kind, cause, incarnation)
 
@@ -515,7 +524,7 @@ class WorkerHandle:
         if self.wanted is not None:
             self._deps.ladder.failed(self.wanted, self._rung)
         step = "wake from" if self.state is State.RESUMING else "go to"
-        self._deps.decided(f"stop {self.model.name}: it did not {step} {self._rung}: {why}")
+        self._deps.decided(f"{self.model.name} did not {step} {self._rung}, and is not put there again: {why}")
 
     def _expired(self) -> None:
         if self.state in _MAY_BE_IDLE and self.record.leases == 0 and not self.is_pinned:
