@@ -4,6 +4,7 @@
            ├─ operations ── one task per pull, create, load, unload
            ├─ engine probe, then the gate opens
            ├─ housekeeping (status line, devices, orphans)
+           ├─ records (what is loaded, room on the disk)
            ├─ watch (the service manager's watchdog), if there is one
            └─ http and control, which keep tasks of their own
 
@@ -239,6 +240,7 @@ class Daemon:
                     await self._start()
                     branches.append(tasks.create_task(self._look_at_engine(), name="engine"))
                     branches.append(tasks.create_task(self._keep_house(), name="housekeeping"))
+                    branches.append(tasks.create_task(self._keep_records(), name="records"))
                     branches.append(tasks.create_task(self._keep_watch(), name="watch"))
                     self._serve()
                     await self._stop.wait()
@@ -365,13 +367,18 @@ class Daemon:
         shown = ""
         while True:
             await self._memory.refresh()
-            await self._look_at_disk()
-            await self._restoring.note()
             await self._reap_orphans()
             summary = self._summary()
             if summary != shown:
                 self._notifier.status(summary)
                 shown = summary
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def _keep_records(self) -> None:
+        """What waits for the disk: one that does not answer holds up nothing else."""
+        while True:
+            await self._look_at_disk()
+            await self._restoring.note()
             await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _keep_watch(self) -> None:

@@ -113,6 +113,19 @@ def test_embed_and_embeddings() -> None:
     assert headers["X-Request-Id"]
 
 
+def test_several_workers_of_a_model_are_one_entry_that_holds_what_they_hold() -> None:
+    world = make_world(model("m:1"))
+    world.workers.all = [worker("m:1"), worker("m:1", expire_time=2_000_000_100.0)]
+
+    async def conversation(client: ollama.AsyncClient) -> None:
+        (running,) = (await client.ps()).models
+        assert running.size == 2 * world.workers.all[0].memory_bytes
+        assert running.expires_at is not None
+        assert running.expires_at.timestamp() == 2_000_000_100.0
+
+    talk(world, conversation)
+
+
 def test_list_show_ps_copy_and_delete() -> None:
     world = make_world(model("m:1"), model("n:2", modified_time=1_795_400_000.0))
     world.workers.all = [worker("m:1"), worker("n:2", expire_time=None, idle_s=float("inf"))]

@@ -83,6 +83,7 @@ def test_without_a_port_the_address_leaves_the_port_alone(tmp_path: Path) -> Non
         ("OLLAMA_KEEP_ALIVE", "0", "models.keep_alive", 0),
         ("OLLAMA_MAX_QUEUE", "7", "scheduler.max_queue", 7),
         ("OLLAMA_MAX_LOADED_MODELS", "3", "scheduler.max_loaded_models", 3),
+        ("OLLAMA_MAX_LOADED_MODELS", "0", "scheduler.max_loaded_models", 0),
         ("OLLAMA_NUM_PARALLEL", "4", "scheduler.num_parallel", 4),
         ("OLLAMA_LOAD_TIMEOUT", "90", "engine.start_timeout", 90),
         ("OLLAMA_LOAD_TIMEOUT", "15m", "engine.start_timeout", 900),
@@ -105,7 +106,6 @@ def test_aliases(tmp_path: Path, name: str, text: str, key: str, value: object) 
     [
         ("OLLAMA_DEBUG", "0"),
         ("OLLAMA_DEBUG", "False"),
-        ("OLLAMA_MAX_LOADED_MODELS", "0"),
         ("OLLAMA_MAX_QUEUE", "0"),
         ("OLLAMA_KEEP_ALIVE", ""),
         ("OLLAMA_HOST", ""),

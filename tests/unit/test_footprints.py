@@ -12,7 +12,7 @@ from vllamad.hub import footprints
 from vllamad.hub.footprints import FootprintStore
 
 SEEN = Footprint(
-    2, 16 << 30, 131_072, 1 << 30, 2 << 30, 3 << 30, (Window(1024, 77),), 9, 16, 5, Origin.MEASURED, ("a note",)
+    2, 16 << 30, 131_072, 1 << 30, 2 << 30, 3 << 30, (Window(1024, 77),), 9, 16, 5, 33.5, Origin.MEASURED, ("a note",)
 )
 KEY = footprint_key("a" * 64, "0.32.0", EngineSettings(), 2, "NVIDIA H100")
 

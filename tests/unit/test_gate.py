@@ -589,6 +589,43 @@ def test_a_crowded_model_gets_another_worker_and_requests_go_where_there_are_few
     in_house(test, GateLimits(Limits(crowd=2)))
 
 
+def test_a_keep_alive_is_the_models_whichever_of_its_workers_serves() -> None:
+    async def test(house: House) -> None:
+        house.sizing.replicas = 2
+        callers = [house.ask(A), house.ask(A)]
+        await house.ready(A)
+        await house.supervisor.wait_until(lambda: len(house.supervisor.of(A)) == 2)
+        house.launcher.last.healthy.set()
+        await house.supervisor.wait_until(lambda: all(one.takes_requests for one in house.supervisor.of(A)))
+        for caller in callers:
+            await caller.lease
+            await caller.leave()
+        last = house.ask(A, keep_alive_s=0.0)
+        await last.lease
+        await last.leave()
+        house.clock.advance(0.0)
+        await house.supervisor.wait_until(lambda: not house.supervisor.handles())
+
+    in_house(test, GateLimits(Limits(crowd=2)))
+
+
+def test_who_failed_and_is_started_again_has_the_keep_alive_that_was_asked_for_now() -> None:
+    async def test(house: House) -> None:
+        first = house.ask(A, keep_alive_s=7.0)
+        await house.until(A, State.STARTING)
+        house.launcher.last.exit(1)
+        with pytest.raises(VllamaError):
+            await first.task
+        house.clock.advance(60.0)  # the breaker lets the next one try
+        second = house.ask(A)
+        await house.ready(A)
+        await second.lease
+        assert house.worker(A).keep_alive_s == ONE_MODEL.idle_s
+        await second.leave()
+
+    in_house(test)
+
+
 def test_callers_of_a_model_take_turns() -> None:
     async def test(house: House) -> None:
         order: list[str] = []

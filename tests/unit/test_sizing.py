@@ -165,6 +165,7 @@ def test_what_was_measured_counts_from_then_on_and_is_kept_for_the_next_daemon(t
         again = Desk(tmp_path, is_cpu=False)
         await again.memory.use(FakeGpus(), 0.1)
         assert (await again.sizing.footprints(LLAMA))[1] == now
+        assert (await again.sizing.wanted(LLAMA)).load_cost_s == 33.0
         other = replace(LLAMA, path="/other/files")
         assert (await again.sizing.footprints(other))[1].origin.value == "estimated"
 

@@ -41,7 +41,7 @@ def command(invocation: Invocation, prefix: str) -> None:
             now = time.time()
             rows = [
                 (
-                    worker.model,
+                    worker.holder or worker.model,
                     worker.model_digest[:12] or "-",
                     human.size(size_bytes(worker)) if size_bytes(worker) else "-",
                     processor(worker),

@@ -158,7 +158,7 @@ _OLLAMA: dict[str, tuple[str, Callable[[str], object | None]]] = {
     "OLLAMA_ORIGINS": ("server.origins", ROWS["server.origins"].kind.from_text),
     "OLLAMA_KEEP_ALIVE": ("models.keep_alive", ROWS["models.keep_alive"].kind.from_text),
     "OLLAMA_MAX_QUEUE": ("scheduler.max_queue", _not_zero),
-    "OLLAMA_MAX_LOADED_MODELS": ("scheduler.max_loaded_models", _not_zero),
+    "OLLAMA_MAX_LOADED_MODELS": ("scheduler.max_loaded_models", _unsigned),
     "OLLAMA_NUM_PARALLEL": ("scheduler.num_parallel", _unsigned),
     "OLLAMA_LOAD_TIMEOUT": ("engine.start_timeout", _timeout),
     "OLLAMA_CONTEXT_LENGTH": ("models.context_length", _unsigned),

@@ -125,6 +125,7 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
         reserved_bytes=view.reserved_bytes,
         cache_tokens=view.cache_tokens,
         is_pinned=view.is_pinned,
+        holder=view.holder,
         start_time=timestamp(view.start_time),
     )
     if view.state is State.STARTING:

@@ -79,6 +79,8 @@ class Footprint:
     sequence_bytes: int = 0
     block_tokens: int = 1
     empty_bytes: int = 0
+    load_s: float = 0.0
+    """What the load took at which it was measured; 0 if it was not seen."""
     origin: Origin = Origin.ESTIMATED
     notes: tuple[str, ...] = ()
 
@@ -142,6 +144,7 @@ def with_measured(
     held_bytes: int = 0,
     host_bytes: int = 0,
     has_run_batch: bool = False,
+    load_s: float = 0.0,
 ) -> Footprint:
     """An estimate with what was seen after a load in its place; 0 for what was not seen.
 
@@ -167,6 +170,7 @@ def with_measured(
         kv_bytes_per_token=token_bytes,
         overhead_bytes=overhead,
         host_bytes=host_bytes or footprint.host_bytes,
+        load_s=load_s or footprint.load_s,
         origin=Origin.MEASURED,
         notes=(),
     )

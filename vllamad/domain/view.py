@@ -1,6 +1,7 @@
 """What the faces may show of a worker (floor 1): one immutable picture, taken at one moment."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from vllamad.domain.budget import Device, Ledger
 from vllamad.domain.errors import VllamaError
@@ -37,12 +38,35 @@ class WorkerView:
     cache_tokens: int = 0
     cpu_s: float = 0.0
     """Processor time that its present process has used, in all."""
+    holder: str = ""
+    """Its name in the ledger and in sentences: the model's, with ``#2`` and so on for further workers of it."""
     error: VllamaError | None = None
 
     @property
     def is_loaded(self) -> bool:
         """True if it holds memory that a user would call "loaded"."""
         return self.state in {State.READY, State.DRAINING, State.SUSPENDED, State.RESUMING, State.SUSPENDING}
+
+
+def one_per_model(views: Iterable[WorkerView]) -> list[WorkerView]:
+    """For clients that know of models only: the workers of a model as one that holds what all of them hold. It is in
+    use while one of them is, else it expires with the last of them."""
+    joined: dict[str, WorkerView] = {}
+    for view in views:
+        other = joined.get(view.model)
+        if other is None:
+            joined[view.model] = view
+            continue
+        ends = [one.expire_time for one in (other, view) if one.expire_time is not None]
+        joined[view.model] = replace(
+            other,
+            leases=other.leases + view.leases,
+            memory_bytes=other.memory_bytes + view.memory_bytes,
+            device_bytes=other.device_bytes + view.device_bytes,
+            expire_time=max(ends) if len(ends) == 2 else None,
+            idle_s=max(other.idle_s, view.idle_s),
+        )
+    return list(joined.values())
 
 
 @dataclass(frozen=True, slots=True)

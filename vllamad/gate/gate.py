@@ -196,7 +196,7 @@ class Gate:
         if not ready:
             return None
         handle = min(ready, key=lambda one: (one.record.leases, one.holder))
-        lease = handle.lease(model, keep_alive_s)
+        lease = self._lease_of(handle, model, keep_alive_s)
         self._note_served(handle.key, caller)
         wanted = self._wanted.get(handle.key)
         if wanted is not None and wanted.replicas > 1 and handle.record.leases >= self._limits.planner.crowd:
@@ -365,7 +365,15 @@ class Gate:
             return
         del self._waiting[number]
         self._note_served(handle.key, waiting.waiter.caller)
-        waiting.future.set_result(handle.lease(waiting.model, waiting.keep_alive_s))
+        waiting.future.set_result(self._lease_of(handle, waiting.model, waiting.keep_alive_s))
+
+    def _lease_of(self, handle: WorkerHandle, model: Model, keep_alive_s: float | None) -> Lease:
+        lease = handle.lease(model, keep_alive_s)
+        if keep_alive_s is not None:  # is the model's, whichever of its workers serves
+            for other in self._supervisor.with_key(handle.key):
+                if other.keep_alive_s != keep_alive_s:
+                    other.set_keep_alive(keep_alive_s)
+        return lease
 
     def _start(self, decision: Start) -> None:
         mine = [each for each in self._waiting.values() if each.waiter.key == decision.key]

@@ -19,7 +19,7 @@ from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import ModelDetails
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Operation
-from vllamad.domain.view import WorkerView
+from vllamad.domain.view import WorkerView, one_per_model
 from vllamad.http.bodies import Bodies
 from vllamad.http.calls import PLAIN_JSON, Call, json_answer, start_lines
 from vllamad.http.errors import end_lines
@@ -38,7 +38,7 @@ class Models:
 
     async def ps(self, request: web.Request, call: Call) -> web.Response:
         now_s = time.time()
-        views = [view for view in self._services.supervisor.views() if view.is_loaded]
+        views = one_per_model(view for view in self._services.supervisor.views() if view.is_loaded)
         views.sort(key=lambda view: now_s + view.idle_s if view.expire_time is None else view.expire_time, reverse=True)
         return json_answer({"models": [ollama_models.running(view, self._details(view), now_s) for view in views]})
 

@@ -7,6 +7,7 @@ is said once in the log and begun anew.
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -88,6 +89,11 @@ def _footprint(entry: Mapping[str, Any]) -> Footprint:
     for value in (*numbers.values(), *(number for window in windows for number in (window.tokens, window.token_bytes))):
         if type(value) is not int or value < 0:
             raise ValueError(f"{value!r} is no number of bytes")
+    load_s = float(entry.get("load_s", 0.0))  # written since 0.6
+    if not 0.0 <= load_s < math.inf:
+        raise ValueError(f"{load_s} is no time")
     if not numbers["devices"] or not numbers["block_tokens"]:
         raise ValueError("0 devices or tokens in a block")
-    return Footprint(**numbers, windows=windows, origin=Origin(entry["origin"]), notes=tuple(entry["notes"]))
+    return Footprint(
+        **numbers, windows=windows, load_s=load_s, origin=Origin(entry["origin"]), notes=tuple(entry["notes"])
+    )

@@ -110,8 +110,9 @@ class Sizing:
         weights = footprints[min(footprints)].weights_bytes
         settings = self._engine.memory_settings(model)
         device, has_adapters = settings.device, settings.adapters > 0
-        cost_s = self._costs.get(key) or START_S.get(device, 20.0) + weights / READ_BYTES_PER_S
         smallest = footprints[min(footprints)]
+        guess_s = START_S.get(device, 20.0) + weights / READ_BYTES_PER_S
+        cost_s = self._costs.get(key) or smallest.load_s or guess_s
         wanted = Wanted(
             key,
             model.name,
@@ -205,6 +206,7 @@ class Sizing:
                 held_bytes=held,
                 host_bytes=0 if is_cpu else handle.memory_bytes,
                 has_run_batch=not is_cpu,
+                load_s=round(handle.load_s, 1),
             )
             self._peaks[key] = held
             await asyncio.to_thread(self._footprints.record, key, seen, model=model.name, engine_version=version)

@@ -158,6 +158,8 @@ class Supervisor:
         elif handle.state in {State.STOPPED, State.FAILED, State.BACKOFF}:
             handle.model = model  # the name that it was started for last
         handle.is_pinned = is_pinned
+        if handle.state is State.FAILED:
+            handle.set_keep_alive(idle_s)
         if wanted is not None:
             handle.wanted = wanted
             handle.load_cost_s = handle.load_cost_s or wanted.load_cost_s

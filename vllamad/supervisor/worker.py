@@ -157,6 +157,11 @@ class WorkerHandle:
         return self.record.state
 
     @property
+    def keep_alive_s(self) -> float:
+        """How long it may stay idle."""
+        return self._idle.idle_s
+
+    @property
     def idle_since(self) -> float:
         """The instant at which its last request ended; means nothing while it has some."""
         return self._idle.since
@@ -241,6 +246,7 @@ class WorkerHandle:
             cache_tokens=self.taken.cache_tokens,
             cpu_s=self._life.cpu_s if self._life else 0.0,
             context_length=self._life.context_length if self._life else 0,
+            holder=self.holder,
             error=self.error,
         )
 
