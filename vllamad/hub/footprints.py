@@ -89,7 +89,7 @@ def _footprint(entry: Mapping[str, Any]) -> Footprint:
     for value in (*numbers.values(), *(number for window in windows for number in (window.tokens, window.token_bytes))):
         if type(value) is not int or value < 0:
             raise ValueError(f"{value!r} is no number of bytes")
-    load_s = float(entry.get("load_s", 0.0))  # written since 0.6
+    load_s = float(entry.get("load_s", 0.0))  # absent where it was not seen
     if not 0.0 <= load_s < math.inf:
         raise ValueError(f"{load_s} is no time")
     if not numbers["devices"] or not numbers["block_tokens"]:
