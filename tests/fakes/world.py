@@ -4,6 +4,7 @@ Nothing here waits for real time: a test says when the engine becomes healthy, d
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
@@ -229,6 +230,9 @@ class FakeEngine:
 
     def read_phase(self, line: str) -> LoadStep | None:
         return LoadStep(line.removeprefix("phase "), 0.5) if line.startswith("phase ") else None
+
+    def level(self, line: str) -> int:
+        return logging.INFO
 
     def plain(self, line: str) -> str:
         return line

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-QUESTION = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": False})
+QUESTION = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "MARKED-QUESTION"}], "stream": False})
 
 
 def ask() -> "tuple[int, bytes]":

@@ -95,6 +95,11 @@ class Service:
     def journal(self) -> str:
         return self.box.run("journalctl", "-u", "vllamad", "-o", "cat", "--no-pager").stdout
 
+    def entries(self, *matches: str) -> list[dict[str, Any]]:
+        """The unit's entries in the journal that match, with their fields."""
+        words = ("journalctl", "-u", "vllamad", "-o", "json", "--no-pager", *matches)
+        return [json.loads(line) for line in self.box.run(*words).stdout.splitlines()]
+
     def wait(self, what: str, is_true: Callable[[], bool], seconds: float = 20.0) -> None:
         """Wait until something holds that only asking tells."""
         deadline = time.monotonic() + seconds

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 
@@ -34,6 +35,33 @@ def test_a_worker_has_a_control_group_of_its_own(service: Service) -> None:
     group = service.box.run("cat", f"/proc/{worker['pid']}/cgroup").stdout
     assert f"/vllamad.service/{leaf}" in group
     assert service.box.run("cat", f"/proc/{service.main_pid()}/cgroup").stdout.rstrip().endswith("/vllamad")
+
+
+def test_the_journal_answers_by_model_request_and_event(service: Service) -> None:
+    service.box.run("journalctl", "--rotate")
+    service.box.run("journalctl", "--vacuum-time=1s")
+    assert service.chat()["message"]["content"]
+    service.wait("the request's line", lambda: bool(service.entries("EVENT=http.request")))
+    mine = service.entries("MODEL=tiny:latest")
+    assert {"worker.state", "http.request"} <= {one.get("EVENT") for one in mine}
+    (asked,) = service.entries("EVENT=http.request", "VLLAMA_ROUTE=POST /api/chat")
+    assert asked["REQUEST_ID"] and int(asked["DURATION_MS"]) >= 0 and asked["VLLAMA_STATUS"] == "200"
+    assert asked["PRIORITY"] == "6" and asked["_SYSTEMD_UNIT"] == "vllamad.service"
+    assert service.entries(f"REQUEST_ID={asked['REQUEST_ID']}") == [asked]
+    engine = service.entries("SYSLOG_IDENTIFIER=vllama-engine")
+    assert engine and all(one["MODEL"] == "tiny:latest" and one["WORKER"] for one in engine)
+    bad = [one for one in service.entries("-p", "warning") if one["EVENT"] != "process.unlimited"]
+    assert bad == [], "all is well but that groups in this box may not limit memory"
+    assert "MARKED-QUESTION" not in json.dumps(service.entries()), "what was asked is nobody's business"
+
+
+def test_an_idle_daemon_writes_nothing(service: Service) -> None:
+    assert service.chat()["message"]["content"]
+    service.wait("the request's line", lambda: bool(service.entries("EVENT=http.request")))
+    time.sleep(1)
+    before = len(service.entries())
+    time.sleep(7)  # three rounds of housekeeping and of the watchdog, one of health
+    assert service.entries()[before:] == []
 
 
 def test_a_user_outside_the_group_is_told_what_to_do(service: Service) -> None:

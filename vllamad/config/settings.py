@@ -367,7 +367,8 @@ class Logging:
         Choice("auto", "text", "json", "journal"),
         "auto",
         "Form of log lines; auto: journal if systemd's journal reads them, else text.",
-        "journal puts the priority in front of each line, as <6>, and leaves the time to the journal.",
+        "journal sends each line with its fields, see the how-to on logs; where no journal listens, lines go to "
+        "standard error with their priority in front, as <6>.",
         short=("VLLAMA_LOG_FORMAT",),
         flag="--log-format",
         metavar="FORMAT",

@@ -334,6 +334,10 @@ class Engine(Protocol):
         """What a line of output says about the progress of loading; None for every other line."""
         ...
 
+    def level(self, line: str) -> int:
+        """How bad a line of output is, as a level of ``logging``; INFO where it does not say."""
+        ...
+
     def plain(self, line: str) -> str:
         """A line of output without what the engine writes before each: who it is from, when, and where in the code."""
         ...

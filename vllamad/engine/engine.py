@@ -18,7 +18,7 @@ from vllamad.engine.command import (
     inherited_environment,
     memory_settings,
 )
-from vllamad.engine.phases import plain, read_phase
+from vllamad.engine.phases import level, plain, read_phase
 from vllamad.engine.taken import read_taken
 from vllamad.engine.version import EngineProbe
 
@@ -81,6 +81,10 @@ class VllmEngine:
     def read_phase(self, line: str) -> LoadStep | None:
         """See ``Engine.read_phase``."""
         return read_phase(line)
+
+    def level(self, line: str) -> int:
+        """See ``Engine.level``."""
+        return level(line)
 
     def plain(self, line: str) -> str:
         """See ``Engine.plain``."""

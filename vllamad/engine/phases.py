@@ -7,6 +7,7 @@ Fractions are of the time of a start on CPU (20 s with filled caches: 8 s import
 engine core, the rest model, contexts and routes), with more room for weights and compilation, which rule on a GPU.
 """
 
+import logging
 import re
 from collections.abc import Callable
 
@@ -56,6 +57,16 @@ _STEPS: tuple[tuple[re.Pattern[str], Reading], ...] = (
 
 
 _HEAD = re.compile(r"^\((?:APIServer|EngineCore|Worker)\w* pid=\d+\) (?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] )?")
+
+
+_LEVEL = re.compile(r"^\((?:APIServer|EngineCore|Worker)\w* pid=\d+\) (?P<level>WARNING|ERROR|CRITICAL) \d\d-\d\d ")
+
+
+def level(line: str) -> int:
+    """How bad a line is, as a level of ``logging``. A trace is written line by line without one, and is INFO: the line
+    before it says that it is an error."""
+    match = _LEVEL.match(line)
+    return logging.getLevelNamesMapping()[match["level"]] if match else logging.INFO
 
 
 def plain(line: str) -> str:

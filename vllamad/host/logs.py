@@ -1,7 +1,7 @@
 """Log lines (floor 2): one event with fields a line, as text, as JSON, or for systemd's journal.
 
-Everything goes to standard error through the standard library's logging, so that libraries are heard too. Prompts and
-answers never get here: no part of this house logs them.
+Everything goes through the standard library's logging, so that libraries are heard too: to standard error, or to the
+journal with fields of its own (``journal.py``). Prompts and answers never get here: no part of this house logs them.
 """
 
 import logging
@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, TextIO, cast
 
 from vllamad.host.fields import Fields, write_fields
+from vllamad.host.journal import JournalHandler, priority
 
 OWN_LOGGERS = ("vllama", "vllamad")
 FIELDS = "fields"
@@ -60,8 +61,11 @@ def configure(form: Format, level: str, stream: TextIO | None = None) -> None:
     ``level`` is for this house; libraries are heard from WARNING on, with "debug" from INFO on.
     """
     own = logging.getLevelNamesMapping()[level.upper()]
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler: logging.Handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(formatter(form))
+    if form is Format.JOURNAL and stream is None:
+        handler = JournalHandler(fields_of, handler)
+        handler.setFormatter(EntryFormatter())
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -95,7 +99,8 @@ def formatter(form: Format) -> logging.Formatter:
             return _json_formatter()
 
 
-def _fields(record: logging.LogRecord) -> Fields:
+def fields_of(record: logging.LogRecord) -> Fields:
+    """What ``event`` was given."""
     return cast("Fields", record.__dict__.get(FIELDS) or {})
 
 
@@ -108,7 +113,7 @@ class LineFormatter(logging.Formatter):
     def body(self, record: logging.LogRecord) -> str:
         """The event, its fields, and what was raised."""
         text = record.getMessage()
-        fields = _fields(record)
+        fields = fields_of(record)
         if fields:
             text += " " + write_fields(fields)
         if record.exc_info:
@@ -125,15 +130,19 @@ class TextFormatter(LineFormatter):
         return f"{_timestamp(record.created)} {super().format(record)}"
 
 
-_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-
-
 class JournalFormatter(LineFormatter):
     """A syslog priority before every line (see sd-daemon(3)), also those of a trace; the journal has the time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        priority = next((number for least, number in _PRIORITIES if record.levelno >= least), 7)
-        return "\n".join(f"<{priority}>{line}" for line in self.body(record).split("\n"))
+        number = priority(record.levelno)
+        return "\n".join(f"<{number}>{line}" for line in self.body(record).split("\n"))
+
+
+class EntryFormatter(LineFormatter):
+    """The message of a record whose priority is a field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.body(record)
 
 
 def _timestamp(seconds: float) -> str:

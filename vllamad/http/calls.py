@@ -12,6 +12,7 @@ from aiohttp import web
 
 from vllamad.dialects.go_values import dumps
 from vllamad.dialects.passing import Face
+from vllamad.host.logs import event
 
 log = logging.getLogger("vllamad.http")
 
@@ -38,6 +39,8 @@ class Call:
     is_quiet: bool = False
     face: Face = Face.OLLAMA
     model: str = ""
+    """As it was asked for; ``found`` is the name of the one that it meant."""
+    found: str = ""
     status: int = 0
     error: str = ""
     error_type: str = JSON
@@ -67,7 +70,8 @@ class Call:
             "total_ms": round(self.spent_ns / 1e6, 1),
         }
         if self.model:
-            fields["model"] = self.model[:200]
+            # One name for all lines about a model, whatever it was called by.
+            fields["model"] = self.found or self.model[:200]
         if self.waited_ms:
             fields["waited_ms"] = round(self.waited_ms, 1)
         if self.first_token_ms:
@@ -76,8 +80,7 @@ class Call:
             fields |= {"prompt_tokens": self.prompt_tokens, "tokens": self.tokens}
         if self.error:
             fields["error"] = self.error
-        shown = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
-        log.log(level, "http.request %s", shown, extra={f"http_{name}": value for name, value in fields.items()})
+        event(log, level, "http.request", **fields)
 
 
 Handler = Callable[[web.Request, Call], Awaitable[web.StreamResponse]]
@@ -108,8 +111,3 @@ async def start_lines(request: web.Request) -> web.StreamResponse:
     )
     await answer.prepare(request)
     return answer
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return repr(text) if " " in text or "=" in text or not text.isprintable() else text

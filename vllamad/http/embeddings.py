@@ -52,6 +52,7 @@ class Embeddings:
         call.model = asked.model
         try:
             model = self._services.catalog.resolve(asked.model)
+            call.found = model.name
         except ModelNotFound as error:
             raise ollama_embed.not_found(asked) from error
         options = read_options(options_with(model, asked.options))

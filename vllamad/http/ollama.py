@@ -64,6 +64,7 @@ class Inference:
         if not asked.model:
             raise bad_request("model is required")
         model = self._services.catalog.resolve(asked.model)
+        call.found = model.name
         empty: dict[str, Any] = {"message": {"role": "assistant", "content": ""}}
         if chat.is_empty and asked.keep_alive_s == 0:
             return self._unload(asked, model, empty)
@@ -95,6 +96,7 @@ class Inference:
         if not asked.model:
             raise ModelNotFound("")
         model = self._services.catalog.resolve(asked.model)
+        call.found = model.name
         empty: dict[str, Any] = {"response": ""}
         if generate.is_empty and asked.keep_alive_s == 0:
             return self._unload(asked, model, empty)

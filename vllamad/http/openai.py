@@ -33,6 +33,7 @@ class OpenAi:
         call.model = name
         try:
             model = self._services.catalog.resolve(name)
+            call.found = model.name
         except ModelNotFound as error:
             raise ModelNotFound(str(ModelRef.parse(name))) from error
         return json_answer(face.model_card(name, model), content_type=PLAIN_JSON)

@@ -55,6 +55,7 @@ class Passing:
         del body
         call.model = asked.model
         model = self._services.catalog.resolve(asked.model)
+        call.found = model.name
         check(asked, model, wire)
         if asked.addresses:
             await self._bring(asked)

@@ -408,7 +408,8 @@ class WorkerHandle:
     def said(self, line: str) -> None:
         """See ``Owner``."""
         self.ring.append(line)
-        event(engine_log, logging.INFO, "engine.line", model=self.model.name, text=line)
+        level = self._deps.world.engine.level(line)
+        event(engine_log, level, "engine.line", model=self.model.name, worker=self.name, text=line)
         if self.state is State.STARTING:
             taken = self._deps.world.engine.read_taken(line)
             if taken is not None and self._life is not None:
