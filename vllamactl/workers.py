@@ -57,7 +57,7 @@ def until(worker: Worker, now: float) -> str:
     if worker.state in _ON_ITS_WAY:
         return _ON_ITS_WAY[worker.state]
     if worker.leases:
-        return "busy"
+        return f"busy, {worker.cache_usage * 100:.0f} % KV" if worker.cache_usage else "busy"
     if worker.is_pinned:
         return "Pinned"
     return human.instant(seconds_of(worker.expire_time), now) if worker.HasField("expire_time") else "Forever"

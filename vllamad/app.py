@@ -412,12 +412,14 @@ class Daemon:
         loaded = len({view.model for view in views if view.is_loaded})
         loading = len({view.model for view in views if view.state is State.STARTING})
         failed = len({view.model for view in views if view.state is State.FAILED})
+        cache = max((view.cache_usage for view in views), default=0.0)  # the one that will preempt first
         parts = [
             f"{loaded} model{'' if loaded == 1 else 's'} loaded",
             f"{loading} loading" if loading else "",
             f"{failed} failed" if failed else "",
             f"{self._gate.active} request{'' if self._gate.active == 1 else 's'}",
             f"{self._gate.waiting} waiting" if self._gate.waiting else "",
+            f"{cache:.0%} KV".replace("%", " %") if cache else "",
         ]
         leaving = "stopping: " if self._state == "DRAINING" else ""
         return leaving + ", ".join(part for part in parts if part)

@@ -272,8 +272,10 @@ async def a_closed_stream_aborts_the_request(engine: Running) -> None:
     chunks = stream.chunks()
     assert b"data:" in await anext(chunks)
     await _until_running(engine, 1)
+    assert 0 < await engine.client.cache_usage() <= 1
     stream.close()
     await _until_running(engine, 0)
+    assert await engine.client.cache_usage() == 0
     try:
         async for _ in chunks:
             pass

@@ -349,11 +349,12 @@ class FakeEngine:
                     writer, 200, {"object": "list", "data": [{"id": name, **card} for name in self.card.names]}
                 )
             case "/metrics":
+                usage = min(1.0, self.running / 10)
                 label = f'{{engine="0",model_name="{self.card.names[0]}"}}'
                 text = (
                     f"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{label} {self.running}.0\n"
                     f"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{label} 0.0\n"
-                    f"# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{label} 0.0\n"
+                    f"# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{label} {usage}\n"
                 )
                 return await respond(writer, 200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
             case "/_fake/state":

@@ -80,6 +80,7 @@ class FakeClient:
         self.asked: list[str] = []
         """What was asked of it about sleep, in order: "canary", "sleep 2", "wake"."""
         self.level = 0
+        self.usage = 0.0
         self.is_closed = False
 
     async def is_healthy(self) -> bool:
@@ -95,6 +96,9 @@ class FakeClient:
         stream = FakeStream()
         self.streams.append(stream)
         return stream
+
+    async def cache_usage(self) -> float:
+        return self.usage
 
     async def learn(self, adapter: Adapter) -> None:
         self.learnt.append(adapter.name)

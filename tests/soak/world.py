@@ -23,6 +23,7 @@ from tests.soak.questions import Kind, Outcome, Question, Wire
 from tests.soak.victims import Seen, Victim, everyone
 
 SHARED_MEMORY = Path("/dev/shm")
+TRACE_LINES = 16
 BUGS = re.compile(
     r"Traceback|worker\.bug|http\.bug|worker\.illegal|memory\.leaked|never retrieved|never awaited"
     r"|ResourceWarning(?!.*/notify>)"
@@ -200,7 +201,9 @@ class World:
 
         checks.that(await until(alone, GONE_S), "no process left", [(one.pid, one.name) for one in self.processes()])
         checks.that(not self.leftovers(), "nothing left in the runtime folder", self.leftovers())
-        checks.that(not self.shared_files(), "nothing left in /dev/shm", self.shared_files())
+        checks.that(
+            not (files := self.shared_files()), "nothing left in /dev/shm", self._history_of(files) if files else ""
+        )
         status, text = await self.health()
         checks.that(status == 200, "/health is 200", f"{status} {text}")
         checks.that(not (bugs := self.bugs()), "no bug in the log", "\n".join(bugs[:5]))
@@ -223,7 +226,19 @@ class World:
             log.seek(self._log_seen)
             lines = log.read().splitlines()
             self._log_seen = log.tell()
-        return [line for line in lines if BUGS.search(line) and "engine.line" not in line]
+        found = [number for number, line in enumerate(lines) if BUGS.search(line) and "engine.line" not in line]
+        return ["\n    ".join(lines[max(0, number - 1) : number + TRACE_LINES]) for number in found]
+
+    def _history_of(self, files: Sequence[str]) -> str:
+        """What the daemon's log says of the leaders that files in shared memory are named after, and of the workers
+        that they led, between their first line and their last."""
+        pids = {name.rpartition(".")[2] for name in files}
+        log = self.daemon.log_text().splitlines()
+        told = [number for number, line in enumerate(log) if any(re.search(rf"\bpid={pid}\b", line) for pid in pids)]
+        titles = {match[1] for number in told if (match := re.search(r"process.spawn title=(\S+)", log[number]))}
+        life = log[told[0] : told[-1] + TRACE_LINES] if told else []
+        marks = [f"model={title} " for title in titles] + [f"title={title} " for title in titles]
+        return "\n    ".join([str(files), *(line for line in life if any(mark in line for mark in marks))])
 
     async def describe(self) -> str:
         """The daemon's state, for whoever has to find out what went wrong."""

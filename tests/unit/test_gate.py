@@ -787,6 +787,23 @@ def test_an_engine_that_hangs_while_it_falls_asleep_is_stopped(monkeypatch: pyte
     in_house(test)
 
 
+def test_the_part_of_the_cache_in_use_is_looked_at_while_there_are_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllamad.supervisor.incarnation.READY_HEALTH_INTERVAL_S", 0.0)
+
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.ready(A)
+        await caller.lease
+        house.engine.clients[-1].usage = 0.41
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert house.worker(A).view().cache_usage == 0.41
+        await caller.leave()
+        assert house.worker(A).view().cache_usage == 0.0
+
+    in_house(test)
+
+
 def test_nobody_leaves_while_requests_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(house: House) -> None:
         callers = [house.ask(A, keep_alive_s=0.0) for _ in range(2)]

@@ -115,4 +115,11 @@ def _device(device: Device) -> str:
 def _row(worker: Worker, console: Console, now: float) -> tuple[str, ...]:
     mark = {Worker.READY: "✓", Worker.FAILED: "✗"}.get(worker.state, "•")
     size = human.size(size_bytes(worker)) if size_bytes(worker) else "-"
-    return console.symbol(mark), worker.model, state(worker), size, worker.device or "-", until(worker, now)
+    return (
+        console.symbol(mark),
+        worker.holder or worker.model,
+        state(worker),
+        size,
+        worker.device or "-",
+        until(worker, now),
+    )

@@ -126,6 +126,7 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
         cache_tokens=view.cache_tokens,
         is_pinned=view.is_pinned,
         holder=view.holder,
+        cache_usage=view.cache_usage,
         start_time=timestamp(view.start_time),
     )
     if view.state is State.STARTING:

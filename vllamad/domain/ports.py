@@ -284,6 +284,10 @@ class EngineClient(Protocol):
         engine is good for nothing but ``Child.terminate``."""
         ...
 
+    async def cache_usage(self) -> float:
+        """How much of its cache running requests fill, 0 to 1; 0 where it does not say. Raises ENGINE_DIED."""
+        ...
+
     async def wake(self) -> None:
         """Take the memory again and serve; after level 2 the weights are read from disk. Returns when it says that it
         is awake, which ``canary`` should confirm. Raises ENGINE_DIED; then as after ``sleep``."""

@@ -40,6 +40,8 @@ class WorkerView:
     """Processor time that its present process has used, in all."""
     holder: str = ""
     """Its name in the ledger and in sentences: the model's, with ``#2`` and so on for further workers of it."""
+    cache_usage: float = 0.0
+    """How much of its cache requests fill, 0 to 1, at the last look some seconds ago."""
     error: VllamaError | None = None
 
     @property

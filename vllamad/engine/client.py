@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,9 @@ MAX_HEADER_BYTES = 256 * 1024
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Of a websocket: the engine takes clips of 25 MB, a third more in base64."""
+
+_CACHE_USAGE = re.compile(rb"^vllm:kv_cache_usage_perc\{[^}\n]*\} ([0-9][0-9.e+-]*)$", re.MULTILINE)
+"""In the engine's metrics; a share of 1 in spite of its name (vLLM 0.32)."""
 
 _BROKEN = frozenset({None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE})
 
@@ -86,6 +90,12 @@ class UdsEngineClient:
             return int(card["max_model_len"])
         except (ValueError, LookupError, TypeError) as error:
             raise self._died(f"its list of models cannot be read (status {stream.status})") from error
+
+    async def cache_usage(self) -> float:
+        """See ``EngineClient.cache_usage``."""
+        stream = await self.open("GET", "/metrics")
+        match = _CACHE_USAGE.search(await stream.read())
+        return float(match[1]) if match is not None and stream.status == 200 else 0.0
 
     async def open(
         self,

@@ -38,6 +38,7 @@ log = logging.getLogger("vllamad.worker")
 
 STARTING_HEALTH_INTERVAL_S = 0.1
 READY_HEALTH_INTERVAL_S = 5.0
+CACHE_LOOK_S = 5.0
 HEALTH_MISSES = 6
 """Unanswered health checks in a row before a worker counts as hung. One takes up to 5 s, and a server that is busy
 with a large prompt may miss a few: six are half a minute of silence or more."""
@@ -83,6 +84,11 @@ class Owner(Protocol):
         """What it holds, with everything loaded, was measured anew."""
         ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Requests run on it."""
+        ...
+
 
 class Incarnation:
     """One life, from ``start`` to ``release``. ``number`` tells it from the lives before and after; ``holder`` is whose
@@ -112,6 +118,8 @@ class Incarnation:
         """What it was seen to hold on GPUs; 0 on CPU, and where the driver does not tell by process."""
         self.taken = Taken()
         """What the engine said that it took."""
+        self.cache_usage = 0.0
+        """How much of its cache requests filled at the last look, 0 to 1; 0 while there are none."""
         self.client: EngineClient | None = None
         self.spawned_at = world.clock.now()
         # Socket paths are limited to 107 bytes: the folder's name is short and says nothing.
@@ -220,10 +228,18 @@ class Incarnation:
             while True:
                 await asyncio.sleep(READY_HEALTH_INTERVAL_S)
                 misses = 0 if await client.is_healthy() else misses + 1
+                self.cache_usage = await self._look_at_cache(client) if self._owner.is_busy and not misses else 0.0
                 if misses >= HEALTH_MISSES:
                     self._tell(Kind.UNHEALTHY, detail=f"no answer to {misses} health checks in a row")
         finally:
             stable.cancel()
+
+    async def _look_at_cache(self, client: EngineClient) -> float:
+        try:
+            async with asyncio.timeout(CACHE_LOOK_S):
+                return await client.cache_usage()
+        except (VllamaError, TimeoutError):  # a figure for people: whether the engine lives, its health says
+            return 0.0
 
     async def _watch_memory(self, child: Child) -> None:
         """Measure now and then, and when told to: what is loaded is seen at once, not seconds later."""

@@ -167,6 +167,11 @@ class WorkerHandle:
         return self._idle.since
 
     @property
+    def is_busy(self) -> bool:
+        """See ``Owner``."""
+        return self.record.leases > 0
+
+    @property
     def takes_requests(self) -> bool:
         return self.picture().takes_requests
 
@@ -247,6 +252,7 @@ class WorkerHandle:
             cpu_s=self._life.cpu_s if self._life else 0.0,
             context_length=self._life.context_length if self._life else 0,
             holder=self.holder,
+            cache_usage=self._life.cache_usage if self._life and self.is_busy else 0.0,
             error=self.error,
         )
 
