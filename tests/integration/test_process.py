@@ -233,6 +233,31 @@ def test_a_keeper_of_names_that_hangs_is_killed(play, monkeypatch: pytest.Monkey
     play(scene)
 
 
+def test_a_keeper_of_names_that_was_stopped_goes_on(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when somebody stops a whole engine and kills its users, and nobody has seen yet what they had mapped."""
+
+    async def scene(stage: Stage) -> None:
+        monkeypatch.setattr(tree, "TIDYING_S", 0.2)
+        child = stage.spawn(
+            """
+            import multiprocessing.shared_memory, signal
+            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+            print('up', held._name.lstrip('/'))
+            signal.pause()
+            """
+        )
+        path = Path("/dev/shm") / await stage.line("up")
+        (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(child.pid, signal.SIGKILL)
+        await child.wait()
+        await child.kill_tree()
+        assert tree.read(keeper) is None
+        assert path not in shared_memory()
+
+    play(scene)
+
+
 def test_shared_memory_that_was_seen_once_is_removed_though_everyone_died_at_once(play) -> None:
     async def scene(stage: Stage) -> None:
         child = stage.spawn(
@@ -517,16 +542,14 @@ def test_successor_kills_a_keeper_of_names_that_hangs_alone(play, monkeypatch: p
         monkeypatch.setattr(tree, "TIDYING_S", 0.05)
         child = stage.spawn(
             """
-            import multiprocessing.shared_memory, signal
-            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
-            held.unlink()
-            print('up')
+            import signal, subprocess, sys
+            hangs = "import signal; print('up', flush=True); signal.pause()"
+            subprocess.Popen([sys.executable, "-c", hangs, "multiprocessing." + "resource_tracker"])
             signal.pause()
             """
         )
         await stage.line("up")
         (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
-        os.kill(keeper, signal.SIGSTOP)
         os.kill(child.pid, signal.SIGKILL)
         await child.wait()
         async with asyncio.timeout(DEADLINE_S):

@@ -55,6 +55,12 @@ class Control:
             for one in listed.workers
         ]
 
+    def waiting(self) -> int:
+        """Requests that wait for a worker, also those of the daemon itself that loads again what was loaded."""
+        with self._channel() as channel:
+            asked = daemon_pb2.GetStatusRequest()
+            return daemon_pb2_grpc.DaemonStub(channel).GetStatus(asked, timeout=CALL_S).waiting_requests
+
     def devices(self) -> list[tuple[str, int, list[str]]]:
         """Each device, what is reserved on it, and for whom: what ``vllamactl status`` shows."""
         with self._channel() as channel:

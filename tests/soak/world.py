@@ -31,6 +31,8 @@ BUGS = re.compile(
 """Lines that a daemon never has reason to write. (The socket to the service manager is closed by the end of the
 process.)"""
 GONE_S = 5.0
+WAITING_S = 40.0
+"""Loads that hang are given up after the start timeout, and there may be several one after the other."""
 """How long the last processes of a worker that is called stopped may still be seen: none at all, but for a busy
 machine."""
 POLL_S = 0.05
@@ -188,7 +190,13 @@ class World:
             checks.that(shown.leases == 0 and shown.waiting == 0, "no lease without a request", shown)
 
     async def check_nothing_left(self, checks: Checks) -> None:
-        """Unload everything; then nothing of any worker is anywhere."""
+        """Unload everything; then nothing of any worker is anywhere. A daemon that was started a moment ago may still
+        be loading again what the last one had loaded: it is let finish."""
+
+        async def is_done() -> bool:
+            return await asyncio.to_thread(self.control.waiting) == 0
+
+        checks.that(await until(is_done, WAITING_S), "nobody waits for ever when nobody asks")
         for shown in await self.workers():
             reason = await self.stop_model(shown.model)
             # What failed is forgotten when it is stopped, and says once more what it had failed of.

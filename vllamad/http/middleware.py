@@ -49,9 +49,15 @@ class Front:
             call.error = str(error.reason)
             answer = error_answer(error, call)
             call.status = answer.status
-        except (ConnectionResetError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             call.status = GONE
             raise
+        except ConnectionResetError:
+            # It left while we wrote, before we were told. Raised on, aiohttp would take it for a bug of ours.
+            call.status = GONE
+            if request.transport is not None:
+                request.transport.abort()
+            answer = web.Response(status=GONE)  # goes nowhere
         except Exception as error:  # the HTTP boundary: a bug answers 500 and shows its id
             log.exception("http.bug id=%s route=%s %s", call.id, call.method, call.path)
             call.error = f"bug:{type(error).__name__}"

@@ -27,6 +27,8 @@ SHARED_MEMORY = "/dev/shm/"
 TIDIER = b"multiprocessing.resource_tracker"
 TIDYING_S = 2.0
 """What it is given to finish, once everyone else is dead: it takes milliseconds."""
+GOING_ON_S = 0.5
+"""The same, once it was told to go on in case it was stopped."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,11 @@ class Dying:
         """SIGKILL; harmless if it has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+
+    def go_on(self) -> None:
+        """SIGCONT: one that was stopped cannot end by itself."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.descriptor, signal.SIGCONT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +225,19 @@ def collect(ended: Iterable[Dying]) -> list[Dying]:
 
 
 async def finish(tidiers: Iterable[int]) -> None:
-    """Let those who tidy up end by themselves; who hangs is left to the next sweep."""
+    """Let those who tidy up end by themselves; who hangs is left to the next sweep. One that was stopped together with
+    its engine goes on first: what the engine left is known to nobody else if it died before anyone had looked."""
     dying: list[Dying] = []
     for pid in tidiers:
         with contextlib.suppress(ProcessLookupError):
             dying.append(Dying(pid))
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(TIDYING_S):
-            await exits(dying)
+    for seconds in (TIDYING_S, GOING_ON_S):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await exits(dying)
+            return
+        for one in dying:
+            one.go_on()
 
 
 async def exits(dying: Iterable[Dying]) -> None:
