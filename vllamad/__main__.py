@@ -30,16 +30,19 @@ log = logging.getLogger("vllamad.daemon")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon and return its exit status: 0 after a clean stop, 78 for a bad configuration (the service manager
     must not try that again), else the status of the table of reasons."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.check and (arguments.json or arguments.system):
+        parser.error("--json and --system need --check")
     # The watchdog of a service manager ends a daemon that hangs with SIGABRT: then its log shows where it hung.
     faulthandler.enable()
     try:
-        loaded = load(argv_values(arguments), os.environ)
+        loaded = load(argv_values(arguments), os.environ, is_system_service=True if arguments.system else None)
         if arguments.check:
-            return _report(loaded)
+            return _look(loaded) if arguments.json else _report(loaded)
         return _run(loaded, take_sockets(os.environ))
     except VllamaError as error:
-        return _fail(error)
+        return _refuse(error) if arguments.check and arguments.json else _fail(error)
     except KeyboardInterrupt:
         return ROWS[Reason.CANCELLED].exit
 
@@ -93,6 +96,19 @@ def _report(loaded: Loaded) -> int:
     files = ", ".join(str(path) for path in loaded.files) or "none"
     sys.stdout.write(f"vllamad: configuration is valid (files: {files})\n")
     return 0
+
+
+def _look(loaded: Loaded) -> int:
+    from vllamad import checkup
+
+    return checkup.run(loaded)
+
+
+def _refuse(error: VllamaError) -> int:
+    from vllamad import checkup
+
+    checkup.emit(checkup.refused(error))
+    return error.row.exit
 
 
 def _fail(error: VllamaError) -> int:

@@ -176,8 +176,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._model(found[1], found[2] or "main")
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(found[1], found[2], found[3], with_body)
+        elif path == "/api/whoami-v2":
+            self._whoami()
         else:
             self._json(404, {"error": "no such route"})
+
+    def _whoami(self) -> None:
+        if self.headers.get("Authorization", "") == "Bearer secret":
+            self._json(200, {"type": "user", "name": "ann"})
+        else:
+            self._json(401, {"error": "Invalid username or password."})
 
     def _repo(self, name: str, revision: str) -> Repo | None:
         repo = self.server.hub.repos.get(name.lower())

@@ -26,6 +26,7 @@ FLOOR: dict[str, int] = {
     "vllamad.http": 4,
     "vllamad.control": 4,
     "vllamad.app": 5,
+    "vllamad.checkup": 5,
     "vllamad.__main__": 5,
 }
 
@@ -46,7 +47,7 @@ DOORS: dict[str, set[str]] = {
     "tomli": {"vllamad/config/load.py"},
     "sdnotify": {"vllamad/host/notify.py"},
     "pythonjsonlogger": {"vllamad/host/logs.py"},
-    "huggingface_hub": {"vllamad/hub/fetch.py"},
+    "huggingface_hub": {"vllamad/hub/fetch.py", "vllamad/hub/account.py"},
     "orjson": {"vllamad/dialects/", "vllamad/http/", "vllamad/control/inference.py"},
     "uvloop": {"vllamad/__main__.py"},
 }

