@@ -25,6 +25,7 @@ VERBS = {
     "create": "create",
     "logs": "logs",
     "config": "config",
+    "doctor": "doctor",
     "version": "version",
     "completion": "completion",
 }

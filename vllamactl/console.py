@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TextIO
 
 DIM = "2"
+RED = "31"
 GREEN = "32"
+YELLOW = "33"
 CYAN = "36"
 
 # Escape sequences in a model's answer or in a log must not drive the reader's terminal.
