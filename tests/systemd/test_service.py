@@ -70,6 +70,25 @@ def test_a_user_outside_the_group_is_told_what_to_do(service: Service) -> None:
     assert "hint:" in refused.stderr and "group vllama" in refused.stderr
 
 
+def test_the_doctor_finds_all_well_and_tells_others_how_to_get_in(service: Service) -> None:
+    found = doctor(service, "root")
+    assert [one for one in found.values() if one["state"] == "fail"] == []
+    well = ("user", "program", "folders", "config", "socket", "daemon", "version", "port", "engine", "leftovers")
+    assert {check: found[check]["state"] for check in well} == dict.fromkeys(well, "ok")
+    found = doctor(service, "bob", status=1)
+    assert [check for check, one in found.items() if one["state"] == "fail"] == ["socket"]
+    assert found["socket"]["remedy"] == "sudo usermod -aG vllama bob, then log in again"
+    # What a stranger may not see is left open, not called broken.
+    assert (found["daemon"]["state"], found["leftovers"]["state"]) == ("skipped", "skipped")
+
+
+def doctor(service: Service, user: str, status: int = 0) -> dict[str, dict[str, str]]:
+    """The checks of `vllamactl doctor`, by name."""
+    done = service.ctl(user, "--json", "doctor", "--timeout=60")
+    assert done.returncode == status, done.stdout + done.stderr
+    return {one["id"]: one for one in json.loads(done.stdout)["checks"]}
+
+
 def test_a_restart_under_load_refuses_nobody(service: Service) -> None:
     assert service.chat()["message"]["content"]
     load = service.begin_load()
@@ -127,6 +146,9 @@ def test_a_broken_configuration_is_not_tried_again(installed: Service) -> None:
         assert installed.show("ExecMainStatus") == "78"
         assert installed.show("NRestarts") == "0"
         assert "did you mean server.port" in installed.journal()
+        found = doctor(installed, "root", status=1)
+        assert "(status 78)" in found["unit"]["text"] and "vllamad --check --system" in found["unit"]["remedy"]
+        assert found["config"]["text"].startswith("/etc/vllama/config.toml:2: unknown key server.prot")
     finally:
         installed.box.run("rm", "/etc/vllama/config.toml")
         installed.stop()

@@ -94,7 +94,7 @@ def _of_unit(machine: Machine, unit: Unit, running: Service | None, me: Identity
         home = account.pw_dir if account else machine.environ.get("HOME", "/")
         base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home} if is_system else dict(machine.environ)
         environ = base | systemd.environment(unit)
-        unseen = "what systemd hands to a running daemon only" if is_system else ""
+        unseen = "secrets, which only the daemon gets" if is_system else ""
         if unit.get("EnvironmentFiles"):
             unseen = "its EnvironmentFile="
     else:

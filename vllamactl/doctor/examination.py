@@ -184,13 +184,14 @@ class Examination:
             way = await in_thread(lambda: paths.look(self._machine, "engine.python", python))
             # What its absence means, the daemon's own program says better.
             access = None if way.missing else judge_way("engine", way, service.who, "x", unit)
-        return judge_engine(await self._program.part("engine"), await self._program.part("devices"), access)
+        engine, devices = await self._program.part("engine"), await self._program.part("devices")
+        return judge_engine(engine, devices, access, service.stand_in)
 
     async def _check_driver(self) -> Finding:
         _unit, service, _me = await self._facts()
         gpus = await in_thread(lambda: host.gpus(self._machine, service.who))
         devices, engine = await self._program.part("devices"), await self._program.part("engine")
-        return judge_driver(devices, engine, await self._program.part("config"), gpus)
+        return judge_driver(devices, engine, await self._program.part("config"), gpus, service.stand_in)
 
     async def _check_hub(self) -> Finding:
         _unit, service, _me = await self._facts()

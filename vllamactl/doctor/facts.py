@@ -40,6 +40,7 @@ class Unit:
     socket_state: str = ""
     ollama_state: str = ""
     """ActiveState of vllamad.socket, and of ollama.service; "" if there is none."""
+    is_socket_enabled: bool = False
 
     def get(self, name: str) -> str:
         return self.properties.get(name, "")
@@ -47,6 +48,12 @@ class Unit:
     def number(self, name: str) -> int:
         text = self.get(name)
         return int(text) if text.isdecimal() else 0
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        """The paths that the unit sees whatever is above them (BindPaths=, BindReadOnlyPaths=): "SOURCE:TARGET:..."."""
+        pairs = f"{self.get('BindPaths')} {self.get('BindReadOnlyPaths')}".split()
+        return tuple(pair.split(":")[:2][-1] for pair in pairs)
 
     @property
     def is_installed(self) -> bool:
@@ -171,7 +178,7 @@ class Disk:
     path: str
     total_bytes: int
     free_bytes: int
-    free_files: int = 1
+    free_files: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +205,12 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class Leftovers:
     """What an earlier daemon left: processes that carry its mark and are not the daemon's, files in shared memory,
-    sockets of workers, control groups. ``unseen`` is what could not be looked at."""
+    folders of workers, control groups. ``unseen`` is what could not be looked at."""
 
     processes: tuple[Process, ...] = ()
     shared_files: tuple[str, ...] = ()
     shared_bytes: int = 0
-    sockets: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     unseen: str = ""
 

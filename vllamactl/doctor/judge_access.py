@@ -2,9 +2,9 @@
 
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vllamactl.doctor.facts import Identity, Step, Unit, Way
+from vllamactl.doctor.facts import UNIT, Identity, Step, Unit, Way
 from vllamactl.doctor.finding import Finding, State, fail, ok, skipped, warn
 
 HOMES = ("/root", "/home", "/run/user")
@@ -52,10 +52,12 @@ def judge_way(check: str, way: Way, who: Identity, rights: str, unit: Unit, *, i
     if hidden := _hidden(way, unit):
         return fail(
             check,
-            f"{way.name}: {UNIT_HIDES.format(folder=hidden)}",
+            f"{UNIT} does not see {hidden} (ProtectHome=), where {way.path} is",
             "put it elsewhere, as under /opt, and name that place to the unit or in config.toml",
         )
-    found = barrier(way, who, rights)
+    # Folders above what is bound into the unit's view are made there, open to all.
+    above = [step for step in way.steps if any(one.startswith(f"{step.path.rstrip('/')}/") for one in unit.bound)]
+    found = barrier(replace(way, steps=tuple(step for step in way.steps if step not in above)), who, rights)
     if found is not None:
         return _stopped(check, way, who, found)
     if way.unseen:
@@ -69,17 +71,13 @@ def judge_way(check: str, way: Way, who: Identity, rights: str, unit: Unit, *, i
     return ok(check, f"{who.name} can use the {what}")
 
 
-UNIT_HIDES = "vllamad.service does not see {folder} (ProtectHome=yes)"
-
-
 def _hidden(way: Way, unit: Unit) -> str:
     """The folder of homes that the unit hides and the way goes through; "" if it is not hidden."""
     if unit.manager != "system" or unit.get("ProtectHome") not in {"yes", "tmpfs"}:
         return ""
-    bound = [pair.split(":")[0] for name in ("BindPaths", "BindReadOnlyPaths") for pair in unit.get(name).split()]
     for path in (way.path, *(step.path for step in way.steps)):
         home = next((home for home in HOMES if path == home or path.startswith(f"{home}/")), "")
-        is_bound = any(path == one or path.startswith(f"{one}/") or one.startswith(f"{path}/") for one in bound)
+        is_bound = any(path == one or path.startswith(f"{one}/") or one.startswith(f"{path}/") for one in unit.bound)
         if home and not is_bound:
             return home
     return ""
@@ -89,7 +87,8 @@ def _stopped(check: str, way: Way, who: Identity, found: Barrier) -> Finding:
     step = found.step
     mode = f"{stat.filemode(step.mode)} {step.owner} {step.group}".rstrip()
     verb = {"x": "pass" if stat.S_ISDIR(step.mode) else "execute", "w": "write to", "r": "read"}[found.right]
-    where = "" if step is way.steps[-1] else f" on the way to {way.path}"
+    is_end = step is way.steps[-1] and not way.missing and not way.unseen
+    where = "" if is_end else f" on the way to {way.path}"
     text = f"{who.name} cannot {verb} {step.path} ({mode}){where}"
     if step.has_acl:
         return warn(check, f"{text}, unless its access list says so", f"getfacl {step.path}")
@@ -102,6 +101,8 @@ def _stopped(check: str, way: Way, who: Identity, found: Barrier) -> Finding:
 
 def _can_be_made(check: str, way: Way, who: Identity, unit: Unit) -> Finding:
     parent = way.steps[-1] if way.steps else None
+    if parent is not None and not stat.S_ISDIR(parent.mode):
+        return fail(check, f"{way.name} {way.path}: {parent.path} is not a folder", f"ls -l {parent.path}")
     if unit.is_installed or (parent is not None and may(who, parent, "w")):
         return ok(check, f"{way.name} {way.path} is made at the first start")
     where = parent.path if parent else "/"

@@ -7,17 +7,20 @@ from vllamactl import human
 from vllamactl.doctor.facts import Gpus, Part
 from vllamactl.doctor.finding import Finding, State, fail, ok, skipped, warn
 
+SUDO = "sudo vllamactl doctor"
 NO_LIBRARY = "libnvidia-ml.so.1 was not found"
-MISMATCH = "Mismatch"
-"""Of NVML's sentence "Driver/library version mismatch"."""
+MISMATCH = "version mismatch"
+"""Of the sentences of NVML and of nvidia-ml-py about it."""
 
 
-def judge_driver(devices: Part, engine: Part, config: Part, gpus: Gpus) -> Finding:
+def judge_driver(devices: Part, engine: Part, config: Part, gpus: Gpus, stand_in: bool = False) -> Finding:
     """Does NVIDIA's driver answer, with its devices and nodes? Without a GPU that is a note, unless CUDA is wanted."""
     wants_cuda = config.text("engine_device") == "cuda" or engine.text("device") == "cuda"
     if devices.missing:
         return skipped("driver", devices.missing)
     problem = devices.text("problem")
+    if stand_in and "ermission" in problem:
+        return skipped("driver", f"you may not ask it: {_short(problem)}", SUDO)
     if NO_LIBRARY in problem:
         return _no_library(gpus, wants_cuda)
     if MISMATCH in problem:
@@ -66,15 +69,19 @@ def _short(problem: str) -> str:
     return problem.removeprefix("driver: ").removeprefix("silent: ")
 
 
-def judge_engine(engine: Part, devices: Part, access: Finding | None) -> Finding:
+def judge_engine(engine: Part, devices: Part, access: Finding | None, stand_in: bool = False) -> Finding:
     """Can the daemon's user run the engine, and does it fit the driver? ``access`` is the finding about the permissions
-    of its interpreter, None if it is not known where that is."""
+    of its interpreter, None if it is not known where that is. ``stand_in``: it was looked at by another user than the
+    daemon's, so that what is refused says nothing."""
     if access is not None and access.state is State.FAIL:
         return access
     if engine.missing:
         return skipped("engine", engine.missing)
     python = engine.text("python")
-    if problem := engine.text("problem"):
+    problem = engine.text("problem")
+    if stand_in and problem.startswith("cannot execute"):
+        return skipped("engine", f"you may not look at it: {problem}", SUDO)
+    if problem:
         return fail("engine", problem, _remedy(engine.text("hint"), python))
     what = f"{engine.text('distribution')} {engine.text('version')} on {engine.text('device')}"
     if misfit := _misfit(engine, devices, what):

@@ -61,12 +61,14 @@ def judge_disk(disks: Sequence[Disk], unseen: str = "") -> Finding:
 def judge_limits(limits: Limits, unit: Unit, engine: Part) -> Finding:
     """May the daemon open enough files, and pin memory for GPUs?"""
     if not limits.source:
-        return skipped("limits", "no daemon runs, and there is no unit: a daemon gets those of its shell")
+        return skipped("limits", "no daemon is seen, and there is no unit: it gets those of its shell")
     edit = "systemctl --user edit vllamad" if unit.manager == "user" else "sudo systemctl edit vllamad"
     files, locked = limits.open_files, limits.locked_bytes
     if files is not None and files < OPEN_FILES:
         text = f"{limits.source}: at most {files} open files; {OPEN_FILES} are advised"
         how = f"{edit}: [Service] LimitNOFILE=524288" if unit.is_installed else "ulimit -n 65536, then start vllamad"
+        if unit.number("LimitNOFILESoft") >= OPEN_FILES:
+            how = "the unit allows more, the container around it does not: raise it there"
         return warn("limits", text, how)
     if engine.text("device") == "cuda" and locked is not None and locked < LOCKED_BYTES:
         text = f"{limits.source}: at most {human.memory(locked)} of locked memory; pinned memory for GPUs needs more"
@@ -158,7 +160,7 @@ def judge_hub(hub: Part, service: Service) -> Finding:
         return warn("hub", f"{endpoint} answers with status {status}", f"try again later: curl -sI {endpoint}")
     if not hub.told.get("has_token"):
         if service.unseen:
-            return ok("hub", f"{endpoint} answers; a token could not be seen ({service.unseen})")
+            return ok("hub", f"{endpoint} answers; its token is not known here: {service.unseen} was not seen")
         return ok("hub", f"{endpoint} answers; no token is set: public models only")
     source = hub.text("token_source")
     if status in {401, 403}:
@@ -198,7 +200,7 @@ def judge_leftovers(left: Leftovers, is_running: bool, unit: Unit) -> Finding:
         f"{count} {word}"
         for count, word in (
             (len(left.processes), "processes"),
-            (len(left.sockets), "worker sockets"),
+            (len(left.workers), "worker folders"),
             (len(left.shared_files), f"files in /dev/shm ({human.size(left.shared_bytes)})"),
             (len(left.groups), "control groups"),
         )

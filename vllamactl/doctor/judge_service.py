@@ -13,7 +13,7 @@ ENDINGS: dict[str, tuple[str, str]] = {
     "6": ("another vllamad has the folders", "stop that one: ps -C vllamad -o pid,user,args"),
     "78": ("the configuration is wrong", "vllamad --check --system"),
     "200": ("it cannot change to its folder", "sudo systemd-tmpfiles --create"),
-    "203": ("the program cannot be executed", "see the check 'program'"),
+    "203": ("the program cannot be executed", "see 'program' here"),
     "216": ("there is no such group", "sudo systemd-sysusers"),
     "217": ("there is no such user", "sudo systemd-sysusers"),
     "219": ("its control group could not be made: an old process hangs", "see systemd/examples/subgroup.conf"),
@@ -55,6 +55,7 @@ def judge_unit(unit: Unit, has_daemon: bool) -> Finding:
     if state == "failed" or (state == "activating" and result not in {"", "success"}):
         return _ended_badly(unit)
     is_enabled = unit.get("UnitFileState") in {"enabled", "static", "linked", "alias", "generated", "enabled-runtime"}
+    is_enabled = is_enabled or unit.is_socket_enabled
     if state == "active":
         if unit.get("NeedDaemonReload") == "yes":
             return warn("unit", f"{UNIT} was changed on disk since", f"{ctl} daemon-reload && {ctl} restart vllamad")

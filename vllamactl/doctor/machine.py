@@ -18,6 +18,7 @@ from vllamactl.doctor.facts import Identity
 T = TypeVar("T")
 
 LONGEST_LINE = 1 << 20
+END_S = 1.0
 
 BECOME = """
 import os, sys
@@ -116,7 +117,7 @@ class Machine:
         try:
             out, err = await child.communicate()
         finally:
-            end(child)
+            await end(child)
         return Done(child.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
@@ -139,11 +140,15 @@ async def start(
     )
 
 
-def end(child: asyncio.subprocess.Process) -> None:
-    """Kill a command that still runs, with all that it started in its session."""
+async def end(child: asyncio.subprocess.Process) -> None:
+    """Kill a command that still runs, with all that it started in its session. One that hangs in the kernel is not
+    waited for."""
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_S):
+                await child.wait()
 
 
 def fields(lines: Iterable[str], separator: str) -> dict[str, str]:

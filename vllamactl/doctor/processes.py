@@ -97,14 +97,14 @@ def leftovers(machine: Machine, config: Part, service: Service, unit: Unit) -> L
     files, files_unseen = _shared_files(machine, f"{config.text('state')}/shared-memory.json")
     folder = machine.path(config.text("worker_sockets"))
     try:
-        sockets = tuple(sorted(str(path) for path in folder.iterdir() if path.is_socket()))
+        workers = tuple(sorted(str(path) for path in folder.iterdir()))
     except FileNotFoundError:
-        sockets = ()
+        workers = ()
     except OSError:
-        sockets, unseen = (), f"{folder} cannot be looked into"
+        workers, unseen = (), f"{folder} cannot be looked into"
     groups = tuple(path for top in GROUPS for path in _leaves(machine, f"{top}/system.slice/{unit.get('Id')}"))
     sizes = sum(machine.path(path).stat().st_size for path in files if machine.path(path).exists())
-    return Leftovers(orphans, files, sizes, sockets, groups, unseen or files_unseen)
+    return Leftovers(orphans, files, sizes, workers, groups, unseen or files_unseen)
 
 
 def _orphans(machine: Machine, runtime: str, service: Service) -> tuple[tuple[Process, ...], int]:

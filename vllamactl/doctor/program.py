@@ -41,7 +41,7 @@ class Program:
                 self._take(line)
             status, said = await child.wait(), (await errors).decode(errors="replace").strip()
         finally:
-            end(child)
+            await end(child)
         if status == UNKNOWN_FLAG:
             self._end("this vllamad is too old to tell (vllamad --check --json)")
         else:

@@ -13,8 +13,10 @@ ORDER = (State.FAIL, State.WARN, State.SKIPPED, State.OK)
 
 MARKS = {State.FAIL: "✗", State.WARN: "!", State.SKIPPED: "-", State.OK: "✓"}
 
-_WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
-"""Paths and commands are to be copied."""
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Whole words only: paths and commands are to be copied."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def page(
@@ -49,10 +51,10 @@ def _lines(one: Finding, mark: str, arrow: str, names: int, width: int) -> list[
     indent = " " * (names + 4)
     first = f"{mark} {one.check.ljust(names)}  "
     # The mark may carry colours, which take no room.
-    body = textwrap.wrap(one.text, width - len(indent), **_WHOLE_WORDS) or [""]
+    body = _wrap(one.text, width - len(indent))
     lines = [f"{first}{body[0]}", *(f"{indent}{line}" for line in body[1:])]
     if one.remedy and one.state is not State.OK:
-        remedy = textwrap.wrap(one.remedy, width - len(indent) - len(arrow) - 1, **_WHOLE_WORDS)
+        remedy = _wrap(one.remedy, width - len(indent) - len(arrow) - 1)
         lines += [f"{indent}{arrow if not n else ' ' * len(arrow)} {line}" for n, line in enumerate(remedy)]
     return lines
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 
 from vllamactl.doctor.facts import SYSTEM, UNIT, USER, Unit
 from vllamactl.doctor.machine import Machine, fields
@@ -28,7 +29,7 @@ async def look(machine: Machine) -> Unit:
     if not unit.unasked and not unit.is_installed and machine.environ.get("XDG_RUNTIME_DIR"):
         own = await _ask(machine, USER)
         # Ollama is asked for as a service of the system.
-        return Unit(own.manager, "", own.properties, own.socket_state, unit.ollama_state) if own.manager else unit
+        return replace(own, ollama_state=unit.ollama_state) if own.manager else unit
     return unit
 
 
@@ -46,7 +47,11 @@ def read(manager: str, text: str) -> Unit:
     by_name = {block.get("Id", ""): block for block in blocks}
     service, socket, ollama = (by_name.get(name, dict[str, str]()) for name in UNITS)
     is_there = service.get("LoadState", "not-found") != "not-found"
-    return Unit(manager if is_there else "", "", service, _state(socket), _state(ollama))
+    return Unit(manager if is_there else "", "", service, _state(socket), _state(ollama), _is_enabled(socket))
+
+
+def _is_enabled(block: dict[str, str]) -> bool:
+    return block.get("UnitFileState") == "enabled"
 
 
 def _state(block: dict[str, str]) -> str:
