@@ -239,5 +239,5 @@ def test_ps_imports_only_what_it_needs() -> None:
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {"rich", "prompt_toolkit", "vllama.reasons", "vllamactl.repl"}
+    assert not loaded & {"rich", "prompt_toolkit", "vllama.reasons", "vllamactl.repl", "vllamactl.doctor"}
     assert not {name for name in loaded if name.startswith("vllamad")}
