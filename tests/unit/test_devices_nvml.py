@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes.devices import GIB, Card, cards
 from tests.fakes.nvml.library import SOURCE, child, in_process, scripted
+from vllamad.devices.nvml import driver_versions
 
 FULL = 80 * GIB - GIB // 2
 
@@ -39,6 +40,7 @@ OPTIONAL = {
 NEEDED = ["nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo"]
 WHO = ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID"]
 WHOLE = ["nvmlInitWithFlags", "nvmlDeviceGetCount_v2"]
+VERSIONS = ["nvmlSystemGetDriverVersion", "nvmlSystemGetCudaDriverVersion_v2"]
 OF_NO_CARD = [
     "nvmlDeviceGetP2PStatus",
     "nvmlDeviceRegisterEvents",
@@ -56,7 +58,7 @@ def test_every_function_of_the_library_has_its_test() -> None:
     there = {
         name for name in re.findall(r"^int (nvml\w+)\(", SOURCE.read_text(), re.MULTILINE) if name != "nvmlInit_v2"
     }
-    assert there == {*OPTIONAL, *NEEDED, *WHO, *WHOLE, "nvmlShutdown"}
+    assert there == {*OPTIONAL, *NEEDED, *WHO, *WHOLE, *VERSIONS, "nvmlShutdown"}
 
 
 @pytest.mark.parametrize(
@@ -337,6 +339,20 @@ def test_a_lost_gpu_keeps_its_place_among_those_that_workers_see(tmp_path: Path)
             assert [(one.index, one.is_healthy) for one in await gpus.read()] == [(1, False), (2, True)]
 
     run(scene())
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+def test_the_drivers_version_and_the_newest_cuda_that_it_runs(tmp_path: Path) -> None:
+    script = tmp_path / "nvml.txt"
+    with in_process(script):
+        assert driver_versions() == ("", ""), "no driver is loaded"
+        script.write_text("driver 570.86.15\ncuda 12080\n")
+        assert driver_versions() == ("570.86.15", "12.8")
+        for name, left in zip(VERSIONS, [("", "12.8"), ("570.86.15", "")], strict=True):
+            script.write_text(f"driver 570.86.15\ncuda 12080\nerror {name} {NOT_SUPPORTED}\n")
+            assert driver_versions() == left
 
 
 # --- as the daemon finds it -------------------------------------------------------------------------------------------

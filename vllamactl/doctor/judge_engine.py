@@ -9,8 +9,8 @@ from vllamactl.doctor.finding import Finding, State, fail, ok, skipped, warn
 
 SUDO = "sudo vllamactl doctor"
 NO_LIBRARY = "libnvidia-ml.so.1 was not found"
-MISMATCH = "version mismatch"
-"""Of the sentences of NVML and of nvidia-ml-py about it."""
+MISMATCH = "The driver was updated"
+"""What the daemon adds to NVML's "Driver/library version mismatch"."""
 
 
 def judge_driver(devices: Part, engine: Part, config: Part, gpus: Gpus, stand_in: bool = False) -> Finding:

@@ -8,6 +8,8 @@
  * driver is loaded. A line is a word and its values:
  *
  *   generation N                  another number: the driver was loaded anew, and whoever used it must start again
+ *   driver VERSION                of the driver as a whole
+ *   cuda NUMBER                   the newest CUDA that it runs: 12080 is 12.8
  *   error FUNCTION CODE [UUID]    what a function returns, of one card or of all
  *   delay FUNCTION MILLISECONDS   how long it takes
  *   hang FUNCTION                 it does not return while this line is there
@@ -76,8 +78,9 @@ struct card {
 };
 
 struct script {
-    int cards;
+    int cards, cuda;
     long generation;
+    char driver[TEXT];
     struct card card[MOST_CARDS];
 };
 
@@ -143,6 +146,8 @@ static int read_script(const char *path, const char *function, const char *uuid,
         line[strcspn(line, "\n")] = *values = *whose = *name = 0;
         if (sscanf(line, "%63s %447[^\n]", word, values) < 1) continue;
         if (!strcmp(word, "generation")) script.generation = atol(values);
+        else if (!strcmp(word, "driver")) text(script.driver, TEXT, values);
+        else if (!strcmp(word, "cuda")) script.cuda = atoi(values);
         else if (!strcmp(word, "error")) {
             if (sscanf(values, "%63s %ld %95s", name, &number, whose) >= 2 && !strcmp(name, function) &&
                 (!*whose || (uuid && !strcmp(whose, uuid))))
@@ -220,6 +225,17 @@ int nvmlShutdown(void) {
 const char *nvmlErrorString(int code) {
     (void)code;
     return "an error of the fake";
+}
+
+int nvmlSystemGetDriverVersion(char *version, unsigned size) {
+    int result = begin(__func__, NULL, 1);
+    return result == OK ? text(version, size, script.driver) : result;
+}
+
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    int result = begin(__func__, NULL, 1);
+    *version = script.cuda;
+    return result;
 }
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
