@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,16 @@ def test_a_way_leads_through_links_to_what_they_mean(machine: Machine) -> None:
     machine.path("/loop").symlink_to("loop")
     assert paths.look(machine, "x", "/loop/a").missing
     assert paths.look(machine, "x", "/opt/nothing/at/all").missing == "/opt/nothing"
+
+
+def test_what_lies_in_the_daemons_folders_counts_too(machine: Machine) -> None:
+    put(machine, "/s/models/blobs/sha256-1", "")
+    put(machine, "/s/vllamad.lock", "")
+    put(machine, "/s/loaded.json", "")
+    found = paths.folder_ways(machine, Part({"state": "/s", "models": "/s/models", "cache": "/c"}))
+    assert {(way.path, rights) for way, rights in found} == {
+        ("/s", "wx"), ("/s/models", "wx"), ("/s/vllamad.lock", "rw"), ("/s/models/blobs", "wx"), ("/c", "wx"),
+    }  # fmt: skip
 
 
 def test_a_script_needs_its_interpreter_too(machine: Machine) -> None:
@@ -352,6 +363,31 @@ def test_parts_are_heard_as_they_come(tmp_path: Path) -> None:
 )
 def test_a_program_that_does_not_tell(tmp_path: Path, script: str, says: str) -> None:
     assert says in told(tmp_path, script)["engine"].missing
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_looks_as_the_daemons_user_with_its_environment(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_folder.chmod(0o755)
+    program = short_folder / "vllamad"
+    program.write_text(
+        """#!/bin/sh\necho "{\\"part\\": \\"config\\", \\"uid\\": $(id -u), \\"in\\": \\"$PWD $A\\"}"\n"""
+    )
+    program.chmod(0o755)
+    nobody = Identity("nobody", 65534, 65534)
+    begun: list[tuple[object, ...]] = []
+    execute = asyncio.create_subprocess_exec
+
+    async def spy(*words: str, **more: Any) -> Any:
+        begun.append((words, more["env"]))
+        return await execute(*words, **more)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spy)
+    environ = {"PATH": "/usr/bin:/bin", "A": "another's"}
+    config = _told(Service((str(program),), environ, str(short_folder), nobody))["config"]
+    assert (config.told["uid"], config.told["in"]) == (65534, f"{short_folder} another's")
+    assert "another's" not in repr(begun), "as root nothing of it counts, and nobody else sees it"
 
 
 def test_a_program_that_cannot_be_run() -> None:

@@ -290,8 +290,8 @@ def test_folders() -> None:
     good = way("/var/lib/vllama", step("/var"), step("/var/lib"), step("/var/lib/vllama", 0o750, uid=990))
     foreign = way("/srv/models", step("/srv"), step("/srv/models"))
     assert judge_folders([], VLLAMA, NO_UNIT).state is State.SKIPPED
-    assert judge_folders([good], VLLAMA, unit()).state is State.OK
-    found = judge_folders([good, foreign], VLLAMA, unit())
+    assert judge_folders([(good, "wx")], VLLAMA, unit()).state is State.OK
+    found = judge_folders([(good, "wx"), (foreign, "wx")], VLLAMA, unit())
     assert found.state is State.FAIL and "cannot write to /srv/models" in found.text
     assert found.remedy == "sudo chown -R vllama: /srv/models"
 

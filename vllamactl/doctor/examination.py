@@ -149,9 +149,7 @@ class Examination:
     async def _check_folders(self) -> Finding:
         unit, service, _me = await self._facts()
         config = await self._program.part("config")
-        named = [(f"{name} folder", config.text(name)) for name in ("state", "runtime", "cache")]
-        ways = await in_thread(lambda: [paths.look(self._machine, name, path) for name, path in named if path])
-        return judge_folders(ways, service.who, unit)
+        return judge_folders(await in_thread(lambda: paths.folder_ways(self._machine, config)), service.who, unit)
 
     async def _check_config(self) -> Finding:
         return judge_config(await self._program.part("config"), (await self._facts())[1])

@@ -113,15 +113,20 @@ def _can_be_made(check: str, way: Way, who: Identity, unit: Unit) -> Finding:
     )
 
 
-def judge_folders(ways: Sequence[Way], who: Identity, unit: Unit) -> Finding:
-    """State, runtime, cache, models: the worst of them."""
-    found = [judge_way("folders", way, who, "wx", unit, is_made=True) for way in ways]
+def judge_folders(ways: Sequence[tuple[Way, str]], who: Identity, unit: Unit) -> Finding:
+    """State, runtime, cache, models and what is in them, each with the rights that are needed: the worst of them."""
+    found = [judge_way("folders", way, who, rights, unit, is_made=True) for way, rights in ways]
     if not found:
         return skipped("folders", "where they lie is not known without the configuration")
     worst = min(found, key=lambda one: list(_SEVERITY).index(one.state))
     if worst.state is State.OK:
-        return ok("folders", f"{who.name} can use {', '.join(way.path for way in ways)}")
+        return ok("folders", f"{who.name} can use {', '.join(_tops([way.path for way, _rights in ways]))}")
     return worst
+
+
+def _tops(paths: Sequence[str]) -> list[str]:
+    """Without those that lie in another one."""
+    return [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
 
 
 _SEVERITY = (State.FAIL, State.WARN, State.SKIPPED, State.OK)

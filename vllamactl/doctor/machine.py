@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import grp
+import json
 import os
 import pwd
 import signal
@@ -21,15 +22,22 @@ LONGEST_LINE = 1 << 20
 END_S = 1.0
 
 BECOME = """
-import os, sys
-uid, gid, groups, program = sys.argv[1:5]
+import json, os, sys
+uid, gid, groups, folder, program = sys.argv[1:6]
+environ = json.load(sys.stdin)
 os.setgroups([int(one) for one in groups.split(",") if one])
 os.setgid(int(gid))
 os.setuid(int(uid))
-os.execvp(program, sys.argv[4:])
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+try:
+    os.chdir(folder)
+except OSError:
+    pass
+os.execvpe(program, sys.argv[5:], environ)
 """
-"""Run by an interpreter of its own: Popen's ``user`` would fork with gRPC's handlers, and a child then may die before
-it executes anything."""
+"""Run by an interpreter of its own, not by Popen's ``user``: that would fork with gRPC's handlers, and a child then may
+die before it executes anything. The environment of the other user comes by a pipe and counts only afterwards: what is
+in it (LD_PRELOAD) must not run as root, nor be seen by others in a command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +133,25 @@ async def start(
     words: Sequence[str], environ: Mapping[str, str], folder: str | None = None, become: Identity | None = None
 ) -> asyncio.subprocess.Process:
     """Start a command in a session of its own, with pipes; as ``become`` if that is given, which only root can."""
-    if become is not None:
-        groups = ",".join(map(str, sorted(become.all_groups)))
-        words = [sys.executable, "-I", "-S", "-c", BECOME, str(become.uid), str(become.gid), groups, *words]
+    if become is None:
+        return await _spawn(words, environ, folder, asyncio.subprocess.DEVNULL)
+    groups = ",".join(map(str, sorted(become.all_groups)))
+    stub = [sys.executable, "-I", "-S", "-c", BECOME, str(become.uid), str(become.gid), groups, folder or "/", *words]
+    child = await _spawn(stub, {"PATH": os.defpath}, "/", asyncio.subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(dict(environ)).encode())
+    child.stdin.close()
+    return child
+
+
+async def _spawn(
+    words: Sequence[str], environ: Mapping[str, str], folder: str | None, stdin: int
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *words,
         env=dict(environ),
         cwd=folder,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=LONGEST_LINE,

@@ -3,9 +3,10 @@
 import os
 import stat
 
-from vllamactl.doctor.facts import Step, Way
+from vllamactl.doctor.facts import Part, Step, Way
 from vllamactl.doctor.machine import Machine
 
+MOST_ENTRIES = 100
 MAX_LINKS = 40
 """What the kernel follows."""
 ACL = "system.posix_acl_access"
@@ -58,6 +59,22 @@ def _step(machine: Machine, path: str, found: os.stat_result) -> Step:
         machine.group_name(found.st_gid),
         has_acl,
     )
+
+
+def folder_ways(machine: Machine, config: Part) -> list[tuple[Way, str]]:
+    """The daemon's folders and what lies directly in those that it keeps, with the rights that it needs: whoever ran it
+    once as root has some that the service cannot write to."""
+    found: list[tuple[Way, str]] = []
+    for name in ("state", "runtime", "cache", "models"):
+        path = config.text(name)
+        if not path:
+            continue
+        found.append((look(machine, f"{name} folder", path), "wx"))
+        if name in {"state", "models"}:
+            below = [f"{path}/{entry}" for entry in machine.names(path)[:MOST_ENTRIES]]
+            found += [(look(machine, "folder", one), "wx") for one in below if machine.path(one).is_dir()]
+            found += [(look(machine, "lock", one), "rw") for one in below if one.endswith(".lock")]
+    return found
 
 
 def program_ways(machine: Machine, command: tuple[str, ...]) -> list[tuple[Way, str]]:
