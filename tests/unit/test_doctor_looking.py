@@ -96,7 +96,7 @@ def test_the_users_own_unit_counts_where_the_system_has_none(tmp_path: Path) -> 
 
 
 def test_the_clock(tmp_path: Path) -> None:
-    machine = Scripted(tmp_path, {"timedatectl": Done(0, "NTPSynchronized=yes\nNTP=no\n", "")})
+    machine = Scripted(tmp_path, {"timedatectl": Done(0, "NTPSynchronized=yes\n", "")})
     assert asyncio.run(host.clock(machine)).is_synchronized is None, "without systemd nobody is asked"
     machine.path(systemd.BOOTED).mkdir(parents=True)
     assert asyncio.run(host.clock(machine)).is_synchronized is True
@@ -325,6 +325,17 @@ def test_without_a_daemon_it_is_the_units_or_ones_own(machine: Machine) -> None:
     assert found.environ["STATE_DIRECTORY"] == "/var/lib/vllama" and "secrets" in found.unseen
     nobody = systemd.read("system", SHOWN.replace("User=vllama", "User=no-such-user"))
     assert daemon.find_service(machine, nobody, [], ME).who.uid == -1
+
+
+def test_secrets_that_systemd_shows_to_the_daemon_alone_are_not_called_missing(machine: Machine) -> None:
+    process(machine, 812, cmdline="/usr/bin/vllamad", environ=b"CREDENTIALS_DIRECTORY=/run/credentials/v\0A=1\0")
+    put(machine, "/proc/812/status", f"Uid:\t{ME.uid} {ME.uid}\nGid:\t{ME.gid} {ME.gid}\nGroups:\t\n")
+    machine.path("/proc/812/cwd").symlink_to("/")
+    running = systemd.read("system", SHOWN)
+    assert "secrets" in daemon.find_service(machine, running, [], ME).unseen
+    machine.path("/run/credentials/v").mkdir(parents=True)
+    found = daemon.find_service(machine, running, [], ME)
+    assert (found.unseen, found.pid, found.environ["A"]) == ("", 812, "1")
 
 
 # --- the program

@@ -15,6 +15,7 @@ from vllamactl.exits import CtlError
 
 GROUP = "vllama"
 KNOCK_S = 1.0
+SECRETS = "secrets, which only the daemon gets"
 PEER = struct.Struct("3i")
 """struct ucred: pid, uid, gid of whoever called listen(), see unix(7)."""
 
@@ -88,17 +89,18 @@ def find_service(machine: Machine, unit: Unit, knocks: Sequence[Knock], me: Iden
 
 def _of_unit(machine: Machine, unit: Unit, running: Service | None, me: Identity) -> Service:
     is_system = unit.manager == SYSTEM
-    environ = running.environ if running is not None and not running.unseen else None
-    if environ is None:
+    unseen = ""
+    if running is not None and not running.unseen:
+        environ = running.environ
+        secrets = environ.get("CREDENTIALS_DIRECTORY")
+        if secrets and not machine.path(secrets).is_dir():
+            unseen = SECRETS
+    else:
         account = machine.user(unit.get("User")) if is_system else None
         home = account.pw_dir if account else machine.environ.get("HOME", "/")
         base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home} if is_system else dict(machine.environ)
         environ = base | systemd.environment(unit)
-        unseen = "secrets, which only the daemon gets" if is_system else ""
-        if unit.get("EnvironmentFiles"):
-            unseen = "its EnvironmentFile="
-    else:
-        unseen = ""
+        unseen = "its EnvironmentFile=" if unit.get("EnvironmentFiles") else SECRETS if is_system else ""
     who = running.who if running is not None else _user_of(machine, unit, me)
     command = systemd.command(unit) or (running.command if running is not None else ())
     stand_in = not me.is_root and who.uid != me.uid

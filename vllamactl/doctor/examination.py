@@ -223,7 +223,9 @@ class Examination:
 
     async def _check_leftovers(self) -> Finding:
         unit, service, _me = await self._facts()
-        config = await self._program.part("config")
+        knocks, config = await asyncio.shield(self._knocks), await self._program.part("config")
+        if not service.pid and any(one.errno == 0 for one in knocks):
+            return skipped("leftovers", "the daemon's own processes cannot be told from others: it is in a container")
         found = await in_thread(lambda: processes.leftovers(self._machine, config, service, unit))
         return judge_leftovers(found, service.pid != 0, unit)
 

@@ -245,5 +245,4 @@ class Clock:
     was no answer of the hub's."""
 
     is_synchronized: bool | None = None
-    has_service: bool | None = None
     ahead_s: float | None = None

@@ -92,11 +92,11 @@ async def clock(machine: Machine) -> Clock:
     """What systemd knows about this machine's clock."""
     if not machine.path(BOOTED).exists():
         return Clock()
-    done = await machine.run("timedatectl", "show", "--property=NTPSynchronized,NTP")
+    done = await machine.run("timedatectl", "show", "--property=NTPSynchronized")
     told = fields(done.out.splitlines(), "=")
     if done.status != 0 or "NTPSynchronized" not in told:
         return Clock()
-    return Clock(told["NTPSynchronized"] == "yes", told.get("NTP") == "yes")
+    return Clock(told["NTPSynchronized"] == "yes")
 
 
 def ahead_of(hub: Part, now: float) -> float | None:

@@ -87,7 +87,7 @@ def _ended_badly(unit: Unit) -> Finding:
     if result == "start-limit-hit":
         return fail("unit", f"{UNIT} {state}: {why}{number}", f"{JOURNAL}; then: {restart}")
     if result == "oom-kill":
-        return fail("unit", f"{UNIT} {state}: {why}", "journalctl -k -g 'out of memory' -e; lower MemoryMax users")
+        return fail("unit", f"{UNIT} {state}: {why}", "journalctl -k -g 'out of memory' -e")
     return fail("unit", f"{UNIT} {state}: {why}{number}", f"{JOURNAL}; then: {restart}")
 
 
