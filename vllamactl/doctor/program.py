@@ -25,14 +25,14 @@ class Program:
     async def run(self, service: Service, me: Identity) -> None:
         """Run it to its end; when cancelled it is killed."""
         if not service.command or service.who.uid < 0:
-            self._end("the unit names no program or no user that is there")
+            self.end("the unit names no program or no user that is there")
             return
         words = [*service.command, "--check", "--json", *(["--system"] if service.is_system else [])]
         become = service.who if me.is_root and not service.who.is_root else None
         try:
             child = await start(words, service.environ, service.folder, become)
         except OSError as error:
-            self._end(f"cannot run {words[0]}: {error.strerror}")
+            self.end(f"cannot run {words[0]}: {error.strerror}")
             return
         try:
             assert child.stdout is not None and child.stderr is not None
@@ -43,10 +43,10 @@ class Program:
         finally:
             await end(child)
         if status == UNKNOWN_FLAG:
-            self._end("this vllamad is too old to tell (vllamad --check --json)")
+            self.end("this vllamad is too old to tell (vllamad --check --json)")
         else:
             last = said.splitlines()[-1] if said else "nothing"
-            self._end(f"vllamad --check as {service.who.name} ended with status {status} and said: {last}")
+            self.end(f"vllamad --check as {service.who.name} ended with status {status} and said: {last}")
 
     def _take(self, line: bytes) -> None:
         try:
@@ -60,9 +60,10 @@ class Program:
         if waiting is not None and not waiting.done():
             waiting.set_result(Part(part))
         if part.get("part") == "config" and part.get("problem"):
-            self._end("not known while the configuration is wrong")
+            self.end("not known while the configuration is wrong")
 
-    def _end(self, why: str) -> None:
+    def end(self, why: str) -> None:
+        """No more parts will come."""
         for waiting in self._parts.values():
             if not waiting.done():
                 waiting.set_result(Part(missing=why))
