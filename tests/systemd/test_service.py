@@ -57,7 +57,8 @@ def test_the_journal_answers_by_model_request_and_event(service: Service) -> Non
 
 def test_an_idle_daemon_writes_nothing(service: Service) -> None:
     assert service.chat()["message"]["content"]
-    service.wait("the request's line", lambda: bool(service.entries("EVENT=http.request")))
+    for last in ("EVENT=http.request", "EVENT=sizing.measured"):
+        service.wait(last, lambda last=last: bool(service.entries(last)))
     time.sleep(1)
     before = len(service.entries())
     time.sleep(7)  # three rounds of housekeeping and of the watchdog, one of health
