@@ -565,6 +565,26 @@ def test_progress_of_a_load_reaches_who_waits() -> None:
     in_house(test)
 
 
+def test_who_joins_a_load_is_told_at_once_how_far_it_is() -> None:
+    async def test(house: House) -> None:
+        seen: list[str] = []
+        first = house.ask(A)
+        await house.until(A, State.STARTING)
+
+        async def join() -> None:
+            async with house.gate.lease(A, on_progress=lambda view: seen.append(view.load_phase)):
+                pass
+
+        joining = asyncio.create_task(join())
+        await asyncio.sleep(0)
+        assert seen == ["starting"]
+        await house.ready(A)
+        await joining
+        await first.leave()
+
+    in_house(test)
+
+
 def test_a_crowded_model_gets_another_worker_and_requests_go_where_there_are_fewest() -> None:
     async def test(house: House) -> None:
         house.sizing.replicas = 2

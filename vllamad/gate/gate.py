@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -266,6 +266,8 @@ class Gate:
         is_taken = False
         try:
             self._look()
+            for handle in self._supervisor.with_key(waiting.waiter.key):
+                self._tell_progress(handle, [waiting])  # of a load that others have begun
             lease = await waiting.future
             is_taken = True
             return lease
@@ -296,13 +298,17 @@ class Gate:
                 for waiting in mine:
                     refused = breaker.refuse(handle.key, waiting.model.name, now)
                     self._fail(waiting, refused or handle.error)
-        elif mine and handle.state in {State.STARTING, State.BACKOFF}:
-            view = handle.view()
-            for waiting in mine:
-                if waiting.on_progress is not None:
-                    waiting.on_progress(view)
+        else:
+            self._tell_progress(handle, mine)
         if self._waiting:
             self._look()
+
+    def _tell_progress(self, handle: WorkerHandle, to: Iterable[_Waiting]) -> None:
+        listeners = [waiting.on_progress for waiting in to if waiting.on_progress is not None]
+        if listeners and handle.state in {State.STARTING, State.BACKOFF}:
+            view = handle.view()
+            for listener in listeners:
+                listener(view)
 
     def _memory_changed(self) -> None:
         self._supervisor.relieve_host()
