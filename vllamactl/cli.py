@@ -24,6 +24,7 @@ VERBS = {
     "cp": "cp",
     "create": "create",
     "logs": "logs",
+    "bench": "bench",
     "config": "config",
     "doctor": "doctor",
     "version": "version",

@@ -106,13 +106,7 @@ async def _leave(console: Console, client: Client, operation: Operation, verb: s
     if not cancels:
         console.say(f"{verb} {operation.model} goes on ({operation.name})", "→")
         return
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + CANCEL_WAIT_S
-    while True:
-        operation = await client.cancel_operation(operation.name, only_if_unwatched=True)
-        if operation.done or loop.time() > deadline:
-            break
-        await asyncio.sleep(0.1)
+    operation = await cancel_unwatched(client, operation.name)
     if not operation.done:
         console.say(f"{verb} {operation.model} goes on: someone else watches it ({operation.name})", "→")
     elif operation.HasField("failure") and operation.failure.reason == "CANCELLED":
@@ -120,6 +114,17 @@ async def _leave(console: Console, client: Client, operation: Operation, verb: s
     else:
         _raise_failure(operation)
         console.done(f"{operation.model} was complete already")
+
+
+async def cancel_unwatched(client: Client, name: str) -> Operation:
+    """Cancel an operation that we watched until now, unless others watch it; returns it as it is then."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CANCEL_WAIT_S
+    while True:
+        operation = await client.cancel_operation(name, only_if_unwatched=True)
+        if operation.done or loop.time() > deadline:
+            return operation
+        await asyncio.sleep(0.1)
 
 
 def _print_detached(console: Console, operation: Operation) -> None:

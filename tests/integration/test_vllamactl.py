@@ -575,7 +575,7 @@ def test_a_daemon_that_goes_away_in_the_middle(ctl: Ctl, server: ControlServer) 
         (["ps", "--nope"], "no such option"),
         (["--json"], "missing command"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
-        (["bench", "x"], "there is no such verb"),
+        (["frob", "x"], "there is no such verb"),
     ],
 )
 def test_usage_errors(ctl: Ctl, arguments: list[str], says: str) -> None:

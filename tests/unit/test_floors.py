@@ -39,7 +39,7 @@ PURE = {
 and ids from values that come in."""
 
 DOORS: dict[str, set[str]] = {
-    "aiohttp": {"vllamad/http/", "vllamad/engine/client.py"},
+    "aiohttp": {"vllamad/http/", "vllamad/engine/client.py", "vllamactl/bench/http.py"},
     "grpc": {"vllamad/control/", "vllamactl/client.py", "proto/vllama/"},
     "grpc_health": {"vllamad/control/"},
     "grpc_reflection": {"vllamad/control/"},
@@ -123,6 +123,19 @@ def test_floor_one_is_pure() -> None:
         allowed = PURE | {"vllama", "vllamad"} | ({"orjson"} if path.parent.name == "dialects" else set())
         tops = {name.split(".")[0] for name in imports(path)}
         assert tops <= allowed, f"{path.relative_to(ROOT)} imports {sorted(tops - allowed)}"
+
+
+def test_what_bench_reckons_with_is_pure() -> None:
+    """Asking, timing and showing are the other modules' part."""
+    pure = {"workload", "plan", "answers", "figures", "comparing"}
+    own = {f"vllamactl.bench.{name}" for name in pure}
+    for path in (ROOT / f"vllamactl/bench/{name}.py" for name in pure):
+        names = imports(path)
+        tops = {name.split(".")[0] for name in names}
+        allowed = PURE | {"vllama", "vllamactl", "random", "statistics"}
+        assert tops <= allowed, f"{path.name} imports {sorted(tops - allowed)}"
+        inner = {name for name in names if name.startswith("vllamactl.")}
+        assert all(any(name.startswith(each) for each in own) for name in inner), f"{path.name} imports {inner}"
 
 
 def test_every_package_is_in_the_distribution() -> None:
