@@ -65,8 +65,11 @@ def settings_page() -> str:
 
 `--config FILE` or `VLLAMA_CONFIG` replaces 2 and 3 by one file. A key or variable that does not exist, a wrong type
 and a value out of range stop the daemon with exit status 78; all such problems are listed at once. `vllamad --check`
-only looks. `vllamactl config` shows every value, where it came from and what it overrode. The daemon reads its
-configuration when it starts: a change needs a restart.
+only looks. `vllamactl config` shows every value, where it came from and what it overrode.
+
+The daemon reads its configuration when it starts and [when it is told to](../how-to/reload.md). Then a change takes
+effect at once, or for each model when it is loaded next (a model whose own settings differ is loaded anew), or it needs
+a restart and is shown as waiting for it; each setting says which.
 
 Durations are numbers of seconds or strings like `"90s"`, `"5m"`, `"1h30m"`; where a setting allows it, a negative one
 or `"forever"` has no end. Sizes are bytes or strings like `"512MiB"` or `"8G"` (powers of 1024), `"2GB"` (of 1000).
@@ -84,9 +87,9 @@ folder.
     )
     parts.append(
         table(
-            ["key", "type", "meaning"],
+            ["key", "type", "meaning", "a change takes effect"],
             [
-                [code(row.name), row.kind.name, " ".join(filter(None, (row.help, row.why)))]
+                [code(row.name), row.kind.name, " ".join(filter(None, (row.help, row.why))), row.effect.value]
                 for row in MODEL_ROWS.values()
             ],
         )
@@ -105,7 +108,8 @@ def _setting(row: Row) -> str:
     lines = [f"### {code(row.key)}", "", row.help, ""]
     if row.why:
         lines += [row.why, ""]
-    lines += [f"- {row.kind.name}{unit}{default}; {row.kind.allowed}", f"- also {', '.join(names)}", ""]
+    lines += [f"- {row.kind.name}{unit}{default}; {row.kind.allowed}", f"- also {', '.join(names)}"]
+    lines += [f"- a change takes effect {row.effect.value}" if row.is_reloadable else "- a change needs a restart", ""]
     return "\n".join(lines)
 
 
@@ -114,13 +118,16 @@ def config_file() -> str:
     lines = [
         "# Configuration of vllamad. " + MADE_BY[0].upper() + MADE_BY[1:] + ".",
         "# Every setting is here with its default, commented out. The environment and the command line win over this",
-        "# file; `vllamad --check` tells whether it is right. A change needs a restart.",
+        "# file; `vllamad --check` tells whether it is right. `systemctl reload vllamad` applies it, but for settings",
+        "# that need a restart, as they say here.",
     ]
     for name, owner in SECTIONS.items():
         lines += ["", *_comment(owner.__doc__ or ""), f"[{name}]"]
         for row in FILE_ROWS.values():
             if row.section == name:
-                lines += ["", *_comment(row.help), *_comment(row.why), f"#{row.name} = {row.kind.to_toml(row.default)}"]
+                restart = "" if row.is_reloadable else "Needs a restart."
+                lines += ["", *_comment(row.help), *_comment(f"{row.why} {restart}")]
+                lines.append(f"#{row.name} = {row.kind.to_toml(row.default)}")
     lines += ["", *_comment("Settings for some models; any number of rows, the most specific one wins.")]
     samples = {"match": '"qwen3:*"', "keep_alive": '"1h"', "context_length": "16384", "max_num_seqs": "64"}
     samples |= {"dtype": '"bfloat16"', "args": "[]", "tool_parser": '"hermes"', "reasoning_parser": '"qwen3"'}

@@ -26,6 +26,7 @@ VERBS = {
     "logs": "logs",
     "bench": "bench",
     "config": "config",
+    "reload": "reload",
     "doctor": "doctor",
     "version": "version",
     "completion": "completion",

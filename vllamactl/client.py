@@ -74,6 +74,10 @@ class Client:
         answer = await self._ask("Daemon/GetConfig", daemon_pb2.GetConfigRequest(), daemon_pb2.GetConfigResponse)
         return list(answer.settings)
 
+    async def reload(self, dry_run: bool) -> daemon_pb2.ReloadResponse:
+        request = daemon_pb2.ReloadRequest(dry_run=dry_run)
+        return await self._ask("Daemon/Reload", request, daemon_pb2.ReloadResponse)
+
     # --- models
 
     async def list_models(self) -> list[models_pb2.Model]:

@@ -6,7 +6,7 @@ import faulthandler
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vllama.reasons import ROWS, Reason
 from vllamad.config.flags import argv_values, build_parser
@@ -36,18 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--json and --system need --check")
     # The watchdog of a service manager ends a daemon that hangs with SIGABRT: then its log shows where it hung.
     faulthandler.enable()
+
+    def reread() -> Loaded:
+        return load(argv_values(arguments), os.environ, is_system_service=True if arguments.system else None)
+
     try:
-        loaded = load(argv_values(arguments), os.environ, is_system_service=True if arguments.system else None)
+        loaded = reread()
         if arguments.check:
             return _look(loaded) if arguments.json else _report(loaded)
-        return _run(loaded, take_sockets(os.environ))
+        return _run(loaded, reread, take_sockets(os.environ))
     except VllamaError as error:
         return _refuse(error) if arguments.check and arguments.json else _fail(error)
     except KeyboardInterrupt:
         return ROWS[Reason.CANCELLED].exit
 
 
-def _run(loaded: Loaded, passed: Passed) -> int:
+def _run(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed) -> int:
     settings, places = loaded.settings, loaded.places
     configure(pick_format(settings.logging.format, os.environ, sys.stderr.fileno()), settings.logging.level)
     for warning in (*loaded.warnings, *passed.warnings):
@@ -62,20 +66,20 @@ def _run(loaded: Loaded, passed: Passed) -> int:
         make_folder(places.socket.parent, RUNTIME_MODE, "folder of the control socket", "--socket")
         make_private_folder(places.worker_sockets, "folder of worker sockets", "--runtime-dir")
         try:
-            _serve(loaded, passed)
+            _serve(loaded, reread, passed)
         except* VllamaError as group:
             raise _first(group) from group
     return 0
 
 
-def _serve(loaded: Loaded, passed: Passed) -> None:
+def _serve(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed) -> None:
     # Only now: a refusal of the configuration or a lock should not wait for these imports.
     import uvloop
 
     from vllamad.app import Daemon
 
     async def serve() -> None:
-        await Daemon(loaded, os.environ, passed.http).run()
+        await Daemon(loaded, os.environ, reread, passed.http).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -6,6 +6,7 @@
            ├─ housekeeping (status line, devices, orphans)
            ├─ records (what is loaded, room on the disk)
            ├─ watch (the service manager's watchdog), if there is one
+           ├─ reload (the configuration anew, when somebody asks)
            └─ http and control, which keep tasks of their own
 
 A crash in one of these branches ends the daemon, and the service manager starts it again; a crash below a worker or an
@@ -26,6 +27,7 @@ from typing import Any
 from vllama import __version__
 from vllamad.config.engine_python import find_engine_python
 from vllamad.config.loaded import Loaded
+from vllamad.config.settings import Settings
 from vllamad.control.daemon import DaemonService, DaemonStatus
 from vllamad.control.inference import InferenceService
 from vllamad.control.models import ModelsService
@@ -43,15 +45,15 @@ from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
 from vllamad.domain.worker import State
 from vllamad.domain.workload import Limits
-from vllamad.engine.command import EngineOptions, ModelOptions
+from vllamad.engine.command import EngineOptions, ModelOptions, identity_of
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.version import EngineProbe
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
 from vllamad.host.clock import RealClock
-from vllamad.host.logs import add_sink, event
+from vllamad.host.logs import add_sink, event, set_level
 from vllamad.host.notify import SystemdNotifier, watchdog_interval_s
 from vllamad.host.signals import Signals
-from vllamad.http.server import HttpServer, make_app
+from vllamad.http.server import HttpServer, make_app, use_policy
 from vllamad.http.services import Policy, Services
 from vllamad.hub.convert import GgufConverter
 from vllamad.hub.footprints import FootprintStore
@@ -63,9 +65,11 @@ from vllamad.hub.uploads import UploadFolder
 from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
 from vllamad.models.receiving import Receiving
+from vllamad.models.reconciling import Consequence, Reconciling, Terms
 from vllamad.models.restoring import Restoring
 from vllamad.models.sizing import Sizing, SizingRules
 from vllamad.operations.registry import Operations
+from vllamad.operations.reloading import Reloaded, Reloading
 from vllamad.process import cgroup
 from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
@@ -89,9 +93,16 @@ FIRST_LOOKS = 20
 
 class Daemon:
     """One run of vllamad, from a configuration to its end. The lock of the state folder is the caller's.
-    ``http`` are sockets that the service manager listens on for us; then nothing is bound."""
+    ``reread`` reads the configuration again, as at start. ``http`` are sockets that the service manager listens on for
+    us; then nothing is bound."""
 
-    def __init__(self, loaded: Loaded, environ: Mapping[str, str], http: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        environ: Mapping[str, str],
+        reread: Callable[[], Loaded],
+        http: Sequence[socket.socket] = (),
+    ) -> None:
         loop = asyncio.get_running_loop()
         settings, places = loaded.settings, loaded.places
         self._loaded = loaded
@@ -106,17 +117,19 @@ class Daemon:
         self._engine_version = EngineVersion(python="")
         self._clock = RealClock(loop)
         self._notifier = SystemdNotifier(environ)
-        self._signals = Signals(lambda _name: self._stop.set(), lambda _name: self._supervisor.hurry())
+        self._signals = Signals(
+            lambda _name: self._stop.set(), lambda _name: self._supervisor.hurry(), lambda: self._reloading.hang_up()
+        )
         self._own_lines = LineRing(OWN_LINES)
         self._end_sink = add_sink(self._keep_line, loop.call_soon_threadsafe)
 
-        python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
+        self._python = python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
         self._launcher = PosixLauncher(str(places.runtime), cgroup.settle(), places.state / "shared-memory.json")
         self._has_driver = GPU_DRIVER.exists()
         self._gpus = NvmlProbe(visible=environ.get("CUDA_VISIBLE_DEVICES"))
         self._memory = DeviceMemory()
         engine = VllmEngine(
-            self._engine_options(python),
+            self._engine_options(settings),
             EngineProbe(python, self._launcher, device=settings.engine.device, has_gpu=self._has_gpu),
             self._model_options,
             idle_s=ENGINE_SILENCE_S,
@@ -129,14 +142,7 @@ class Daemon:
             self._launcher,
             self._memory,
             places.worker_sockets,
-            WorkerLimits(
-                start_s=settings.engine.start_timeout_s,
-                term_s=settings.engine.term_grace_s,
-                kill_s=settings.engine.kill_grace_s,
-                release_s=settings.engine.release_timeout_s,
-                backoff_s=settings.engine.backoff_s,
-                attempts=settings.engine.restart_attempts,
-            ),
+            _worker_limits(settings),
             lambda: LineRing(settings.engine.log_lines),
             Rules(is_on=settings.scheduler.sleep == "auto"),
         )
@@ -148,26 +154,17 @@ class Daemon:
             self._sizing_rules,
         )
         self._supervisor.on_measured = self._sizing.measured
-        scheduler = settings.scheduler
         self._gate = Gate(
             self._clock,
             self._supervisor,
             self._memory,
             self._sizing,
-            GateLimits(
-                Limits(
-                    max_loaded=scheduler.max_loaded_models,
-                    parallel=0 if settings.engine.max_num_seqs else scheduler.num_parallel,
-                    queue_per_model=scheduler.max_queue_per_model,
-                    queue=scheduler.max_queue,
-                ),
-                wait_s=scheduler.load_wait_s,
-                idle_s=settings.models.keep_alive_s,
-            ),
+            _gate_limits(settings),
             self._rules,
+            lambda model: self._catalog.as_it_is(model),
         )
         store = ModelStore(places.models)
-        hub = HuggingFaceHub(
+        self._hub = hub = HuggingFaceHub(
             self._launcher,
             sys.executable,
             settings.models.hub_endpoint,
@@ -204,10 +201,10 @@ class Daemon:
             ModelsService(self._catalog, self._loading, self._sizing),
             WorkersService(self._supervisor, self._loading, self._catalog, self._own_lines),
             OperationsService(self._operations),
-            DaemonService(self._supervisor, self._status, loaded.shown),
+            DaemonService(self._supervisor, self._status, lambda: self._loaded.shown(), self._reload),
             InferenceService(self._catalog, self._gate, self._clock),
         )
-        services = Services(
+        self._services = services = Services(
             self._catalog,
             Receiving(uploads),
             self._loading,
@@ -216,14 +213,12 @@ class Daemon:
             self._supervisor,
             self._health,
         )
-        policy = Policy(
-            settings.server.origins,
-            _is_local(http) if http else _is_loopback(settings.server.host),
-            settings.server.max_body_bytes,
-            settings.server.remote_images,
-            settings.auth.api_keys,
+        self._web = make_app(services, self._policy(settings))
+        self._http = HttpServer(self._web, settings.server.host, settings.server.port, http)
+        self._reconciling = Reconciling(self._catalog, self._supervisor, self._preload)
+        self._reloading = Reloading(
+            reread, self, self._notifier.reloading, lambda: self._notifier.ready(self._summary())
         )
-        self._http = HttpServer(make_app(services, policy), settings.server.host, settings.server.port, http)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -242,6 +237,7 @@ class Daemon:
                     branches.append(tasks.create_task(self._keep_house(), name="housekeeping"))
                     branches.append(tasks.create_task(self._keep_records(), name="records"))
                     branches.append(tasks.create_task(self._keep_watch(), name="watch"))
+                    branches.append(tasks.create_task(self._reloading.run(), name="reload"))
                     self._serve()
                     await self._stop.wait()
                 finally:
@@ -280,7 +276,7 @@ class Daemon:
         self._tell_address()
         self._notifier.ready(self._summary())
         for name in self._loaded.settings.models.preload:
-            self._preload(name)
+            self._preload(name, False)
         self._restoring.load_again(but=[str(ModelRef.parse(name)) for name in self._loaded.settings.models.preload])
 
     def _tell_address(self) -> None:
@@ -298,9 +294,9 @@ class Daemon:
                 text = f"{source}: {key} has no effect: systemd listens on {addresses} (systemctl edit vllamad.socket)"
                 event(log, logging.WARNING, "config.warning", text=text)
 
-    def _preload(self, name: str) -> None:
+    def _preload(self, name: str, may_evict: bool) -> None:
         try:
-            self._loading.start(name, may_evict=False)
+            self._loading.start(name, may_evict=may_evict)
         except VllamaError as error:
             event(log, logging.ERROR, "daemon.preload", model=name, reason=error.reason, error=error.message)
 
@@ -340,6 +336,7 @@ class Daemon:
     async def _shut_down(self) -> None:
         settings = self._loaded.settings
         self._state = "DRAINING"
+        self._reloading.close()
         self._restoring.stop()
         self._notifier.stopping()
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
@@ -404,6 +401,58 @@ class Daemon:
     def _keep_line(self, text: str) -> None:
         self._own_lines.append(text)
 
+    # --- another configuration -----------------------------------------------------------------------------------
+
+    @property
+    def in_force(self) -> Loaded:
+        """See ``reloading.House``."""
+        return self._loaded
+
+    def foresee(self, then: Loaded) -> tuple[Consequence, ...]:
+        """See ``reloading.House``."""
+        now = self._loaded.settings
+        is_outdated = self._engine_options(now) != self._engine_options(then.settings)
+        return self._reconciling.foresee(self._terms(now), self._terms(then.settings), is_outdated=is_outdated)
+
+    def take_over(self, then: Loaded, consequences: Sequence[Consequence]) -> None:
+        """See ``reloading.House``. What is asked for by each request (rules and options of models) follows by itself:
+        it is read from what is in force. The others are told; who waits for a model comes last."""
+        settings = then.settings
+        self._loaded = then
+        set_level(settings.logging.level)
+        self._engine.use(self._engine_options(settings))
+        self._sizing.forget()
+        self._supervisor.use(_worker_limits(settings))
+        self._hub.use(settings.models.hub_endpoint, settings.models.hub_token, settings.models.pull_workers)
+        self._catalog.use_aliases(dict(settings.models.aliases))
+        use_policy(self._web, self._services, self._policy(settings))
+        self._gate.use(_gate_limits(settings))
+        self._reconciling.carry_out(consequences)
+        self._loading.tidy()
+
+    async def settle(self) -> None:
+        """See ``reloading.House``."""
+        await self._gate.reckon_anew()
+
+    async def _reload(self, is_dry_run: bool) -> Reloaded:
+        return await self._reloading.reload(is_dry_run=is_dry_run)
+
+    def _terms(self, settings: Settings) -> Terms:
+        return Terms(
+            identity=lambda model: identity_of(_configured(settings, model), self._options_of(settings, model)),
+            rules=lambda model: _rules(settings, model),
+            preload=settings.models.preload,
+        )
+
+    def _policy(self, settings: Settings) -> Policy:
+        return Policy(
+            settings.server.origins,
+            _is_local(self._sockets) if self._sockets else _is_loopback(settings.server.host),
+            settings.server.max_body_bytes,
+            settings.server.remote_images,
+            settings.auth.api_keys,
+        )
+
     # --- what the faces show -------------------------------------------------------------------------------------
 
     def _summary(self) -> str:
@@ -447,6 +496,7 @@ class Daemon:
             devices=self._device_views(),
             waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
+            needs_restart=self._loaded.pending,
         )
 
     def _device_views(self) -> list[DeviceView]:
@@ -512,10 +562,10 @@ class Daemon:
 
     # --- settings to adapters ------------------------------------------------------------------------------------
 
-    def _engine_options(self, python: Path) -> EngineOptions:
-        engine = self._loaded.settings.engine
+    def _engine_options(self, settings: Settings) -> EngineOptions:
+        engine = settings.engine
         return EngineOptions(
-            python=python,
+            python=self._python,
             cache_folder=self._loaded.places.cache,
             inherited=self._environ,
             env_names=engine.env,
@@ -528,11 +578,13 @@ class Daemon:
         )
 
     def _configured(self, model: Model) -> Model:
-        chosen = self._loaded.settings.for_model(*model.lineage)
-        return with_parsers(model, chosen.tool_parser, chosen.reasoning_parser)
+        return _configured(self._loaded.settings, model)
 
     def _model_options(self, model: Model) -> ModelOptions:
-        chosen = self._loaded.settings.for_model(*model.lineage)
+        return self._options_of(self._loaded.settings, model)
+
+    def _options_of(self, settings: Settings, model: Model) -> ModelOptions:
+        chosen = settings.for_model(*model.lineage)
         return ModelOptions(
             context_length=chosen.context_length,
             max_num_seqs=chosen.max_num_seqs,
@@ -542,8 +594,7 @@ class Daemon:
         )
 
     def _rules(self, model: Model) -> ModelRules:
-        chosen = self._loaded.settings.for_model(*model.lineage)
-        return ModelRules(chosen.keep_alive_s, chosen.is_pinned, chosen.priority)
+        return _rules(self._loaded.settings, model)
 
     def _sizing_rules(self, model: Model) -> SizingRules:
         chosen = self._loaded.settings.for_model(*model.lineage)
@@ -555,6 +606,42 @@ class Daemon:
             tensor_parallel=chosen.tensor_parallel,
             replicas=chosen.replicas,
         )
+
+
+def _configured(settings: Settings, model: Model) -> Model:
+    chosen = settings.for_model(*model.lineage)
+    return with_parsers(model, chosen.tool_parser, chosen.reasoning_parser)
+
+
+def _rules(settings: Settings, model: Model) -> ModelRules:
+    chosen = settings.for_model(*model.lineage)
+    return ModelRules(chosen.keep_alive_s, chosen.is_pinned, chosen.priority)
+
+
+def _worker_limits(settings: Settings) -> WorkerLimits:
+    engine = settings.engine
+    return WorkerLimits(
+        start_s=engine.start_timeout_s,
+        term_s=engine.term_grace_s,
+        kill_s=engine.kill_grace_s,
+        release_s=engine.release_timeout_s,
+        backoff_s=engine.backoff_s,
+        attempts=engine.restart_attempts,
+    )
+
+
+def _gate_limits(settings: Settings) -> GateLimits:
+    scheduler = settings.scheduler
+    return GateLimits(
+        Limits(
+            max_loaded=scheduler.max_loaded_models,
+            parallel=0 if settings.engine.max_num_seqs else scheduler.num_parallel,
+            queue_per_model=scheduler.max_queue_per_model,
+            queue=scheduler.max_queue,
+        ),
+        wait_s=scheduler.load_wait_s,
+        idle_s=settings.models.keep_alive_s,
+    )
 
 
 async def _started(

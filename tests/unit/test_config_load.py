@@ -349,7 +349,7 @@ def test_shown_values_are_toml_and_tell_their_history(machine: Machine) -> None:
     assert shown.source == "VLLAMA_MODELS_KEEP_ALIVE"
     assert shown.overrode == (f'{file}:2: "1m30s"', 'default: "5m"')
     assert shown.help == FILE_ROWS["models.keep_alive"].help
-    assert not shown.is_reloadable
+    assert shown.is_reloadable and shown.pending is None
 
 
 def test_rows_merge_by_how_specific_they_are(machine: Machine) -> None:

@@ -28,12 +28,17 @@ def command(invocation: Invocation, show: bool) -> None:
         elif show:
             lines = "\n\n".join(in_full(setting) for setting in settings).split("\n")
         else:
-            rows = [(setting.key, setting.value, setting.source) for setting in settings]
-            lines = table(COLUMNS, rows, console.width)
+            lines = table(COLUMNS, [row(setting) for setting in settings], console.width)
         for line in lines:
             console.data(line)
 
     invocation.run("show the configuration", work)
+
+
+def row(setting: Setting) -> tuple[str, ...]:
+    """Return a setting as a row of the table; what waits for a restart stands behind what is in force."""
+    waits = f" (after a restart: {setting.pending.after})" if setting.HasField("pending") else ""
+    return setting.key, setting.value + waits, setting.source
 
 
 def in_full(setting: Setting) -> str:
@@ -41,4 +46,6 @@ def in_full(setting: Setting) -> str:
     comments = [setting.help] if setting.help else []
     comments.append(f"from {setting.source}" + ("" if setting.is_reloadable else "; a change needs a restart"))
     comments += [f"over {loser}" for loser in setting.overrode]
+    if setting.HasField("pending"):
+        comments.append(f"after a restart: {setting.pending.after}, from {setting.pending.source}")
     return "\n".join([*(f"# {comment}" for comment in comments), f"{setting.key} = {setting.value}"])

@@ -61,6 +61,13 @@ def page(status: GetStatusResponse, console: Console, now: float) -> list[str]:
             if worker.HasField("failure"):
                 lines.append(f"  {worker.failure.message}")
                 lines += [f"  hint: {worker.failure.hint}"] if worker.failure.hint else []
+    if status.needs_restart:
+        waiting = status.needs_restart
+        lines += [
+            "",
+            "Needs a restart",
+            *(f"  {one.key}: {one.before} {console.symbol('→')} {one.after}" for one in waiting),
+        ]
     if status.waits:
         lines += ["", "Waiting", *(f"  {sentence}" for sentence in status.waits)]
     if status.decisions:

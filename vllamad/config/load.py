@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import tomli
 
@@ -17,7 +17,7 @@ from vllamad.config.environment import environment_layers, read_address
 from vllamad.config.files import File, file_layer
 from vllamad.config.layers import Findings, Found, Layer, read_text, read_value
 from vllamad.config.lines import key_lines
-from vllamad.config.loaded import Loaded, Setting
+from vllamad.config.loaded import Loaded, Setting, build_settings
 from vllamad.config.model_rows import ModelRow
 from vllamad.config.places import (
     SYSTEM_CONFIG,
@@ -28,7 +28,7 @@ from vllamad.config.places import (
     user_config,
 )
 from vllamad.config.rows import PATH_KINDS, Row
-from vllamad.config.settings import FILE_ROWS, PLACE_ROWS, ROWS, SECTIONS, Settings
+from vllamad.config.settings import PLACE_ROWS, ROWS
 from vllamad.domain.errors import VllamaError
 
 DEFAULT_SOURCE = "default"
@@ -91,7 +91,7 @@ def load(
     findings.problems += places_problems(places, by_socket.source)
     if findings.problems:
         raise _invalid(findings.problems)
-    settings = _build(values, tuple(row for row, _ in models))
+    settings = build_settings(values, tuple(row for row, _ in models))
     return Loaded(settings, values, places, is_system, tuple(read), tuple(findings.warnings))
 
 
@@ -194,15 +194,6 @@ def _absolute(text: str, base: Path, home: Path) -> Path:
     if text == "~" or text.startswith("~/"):
         return home / text[2:]
     return Path(os.path.normpath(base / text))
-
-
-def _build(values: Mapping[str, Setting], model: tuple[ModelRow, ...]) -> Settings:
-    sections: dict[str, Any] = {
-        name: owner(**{row.attribute: values[row.key].value for row in FILE_ROWS.values() if row.section == name})
-        for name, owner in SECTIONS.items()
-    }
-    places: dict[str, Any] = {row.attribute: values[row.key].value for row in PLACE_ROWS.values()}
-    return Settings(**sections, **places, model=model)
 
 
 def _text(setting: Setting) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from vllamad.config.checks import check_engine_argument
 from vllamad.config.kinds import Boolean, Duration, Integer, IntegerList, Text, TextList
-from vllamad.config.rows import Row, maybe, row, rows_of
+from vllamad.config.rows import Effect, Row, maybe, row, rows_of
 
 T = TypeVar("T")
 
@@ -24,8 +24,9 @@ class ModelRow:
         "",
         'Pattern of model names (*, ? and [...]), without regard to case: "qwen3:*".',
         'A pattern without tag also fits the tag "latest".',
+        effect=Effect.AT_ONCE,
     )
-    keep_alive_s: float | None = maybe(Duration(), "As models.keep_alive.")
+    keep_alive_s: float | None = maybe(Duration(), "As models.keep_alive.", effect=Effect.AT_ONCE)
     context_length: int | None = maybe(Integer(0), "As models.context_length.")
     max_num_seqs: int | None = maybe(Integer(0), "As engine.max_num_seqs.")
     dtype: str | None = maybe(Text("a number format of the engine"), "As engine.dtype.")
@@ -39,6 +40,7 @@ class ModelRow:
         Integer(-100, 100),
         "Requests for models of a higher priority go first; a minute of waiting is worth one level. 0 where none is "
         "given.",
+        effect=Effect.AT_ONCE,
     )
     devices: tuple[int, ...] | None = maybe(
         IntegerList(0), "The only GPUs that it may use, as nvidia-smi numbers them: [0, 1]."
@@ -49,9 +51,10 @@ class ModelRow:
     replicas: int | None = maybe(
         Integer(1, 64),
         "How many workers it may have, started one by one as those that it has are crowded; 1 if not given.",
+        effect=Effect.AT_ONCE,
     )
     cache_tokens: int | None = maybe(Integer(1), "As models.cache_tokens.")
-    pin: bool | None = maybe(Boolean(), 'true: stays loaded, as with keep_alive = "forever".')
+    pin: bool | None = maybe(Boolean(), 'true: stays loaded, as with keep_alive = "forever".', effect=Effect.AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)

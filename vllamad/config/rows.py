@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 from vllamad.config.kinds import Duration, Kind
@@ -12,6 +13,14 @@ ENV_PREFIX = "VLLAMA_"
 
 PATH_KINDS = frozenset({"path", "program"})
 """Names of the kinds whose values are paths; a program may also be a command to look up."""
+
+
+class Effect(Enum):
+    """When a setting that was changed takes effect. What needs a restart stays as it was until then; a reload tells."""
+
+    AT_ONCE = "at once"
+    AT_LOAD = "with the next load"
+    AT_RESTART = "needs a restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +41,12 @@ class Row:
     flag: str
     metavar: str
     is_secret: bool
+    effect: Effect
 
-    is_reloadable = False
-    """The same for all: this version reads its configuration at start only."""
+    @property
+    def is_reloadable(self) -> bool:
+        """True if a change needs no restart."""
+        return self.effect is not Effect.AT_RESTART
 
     @property
     def key(self) -> str:
@@ -59,6 +71,8 @@ class _Text:
     flag: str = ""
     metavar: str = ""
     is_secret: bool = False
+    effect: Effect = Effect.AT_RESTART
+    """A restart is what takes up any change: whoever promises more has to carry it out."""
 
 
 def row(kind: Kind[T], default: T, help: str, why: str = "", **more: Any) -> T:
@@ -66,9 +80,9 @@ def row(kind: Kind[T], default: T, help: str, why: str = "", **more: Any) -> T:
     return field(default=default, metadata={"text": _Text(kind, help, why, **more)})
 
 
-def maybe(kind: Kind[T], help: str, why: str = "") -> T | None:
+def maybe(kind: Kind[T], help: str, why: str = "", effect: Effect = Effect.AT_LOAD) -> T | None:
     """Declare a key of a ``[[model]]`` row, which may be left out."""
-    return cast("T | None", field(default=None, metadata={"text": _Text(kind, help, why)}))
+    return cast("T | None", field(default=None, metadata={"text": _Text(kind, help, why, effect=effect)}))
 
 
 def rows_of(section: str, owner: type[Any], has_full_name: bool = False) -> Iterator[Row]:
@@ -93,4 +107,5 @@ def rows_of(section: str, owner: type[Any], has_full_name: bool = False) -> Iter
             flag=text.flag,
             metavar=text.metavar,
             is_secret=text.is_secret,
+            effect=text.effect,
         )

@@ -20,7 +20,7 @@ from vllamad.config.checks import (
 )
 from vllamad.config.kinds import Boolean, Choice, Duration, Fraction, Integer, Size, Text, TextList, TextTable
 from vllamad.config.model_rows import ModelRow, ModelSettings, merge_rows
-from vllamad.config.rows import Row, row, rows_of
+from vllamad.config.rows import Effect, Row, row, rows_of
 
 EMPTY_SECTIONS = ("limits", "output")
 """Sections whose names are promised but that have no settings yet."""
@@ -59,6 +59,7 @@ class Server:
         "A browser sends the origin of the page that calls. Pages of localhost and desktop apps (app://, file://, "
         'tauri://, vscode-webview://) may always; "*" lets every page in.',
         ollama="OLLAMA_ORIGINS",
+        effect=Effect.AT_ONCE,
     )
     max_body_bytes: int = row(
         Size(1024),
@@ -66,6 +67,7 @@ class Server:
         "Largest request body that is read.",
         "Images travel inside the JSON body, a third larger than the file.",
         unit="bytes",
+        effect=Effect.AT_ONCE,
     )
     remote_images: bool = row(
         Boolean(),
@@ -73,6 +75,7 @@ class Server:
         "Fetch images that requests name by an http or https address; false: refuse such requests.",
         "Only from the public internet: never from private, loopback or link-local addresses. Images as data: URLs "
         "always pass.",
+        effect=Effect.AT_ONCE,
     )
     drain_s: float = row(
         Duration(),
@@ -80,6 +83,7 @@ class Server:
         "How long requests in flight may finish when the daemon stops.",
         "Under systemd, TimeoutStopSec has to be longer than this plus engine.term_grace and engine.kill_grace.",
         unit="seconds",
+        effect=Effect.AT_ONCE,
     )
 
 
@@ -116,6 +120,7 @@ class Models:
         "0 unloads it at once. A request may say otherwise with keep_alive, a [[model]] row by its own keep_alive.",
         unit="seconds",
         ollama="OLLAMA_KEEP_ALIVE",
+        effect=Effect.AT_ONCE,
     )
     preload: tuple[str, ...] = row(
         TextList('a list of model names like "qwen3:0.6b"', check_model_name),
@@ -125,6 +130,7 @@ class Models:
         "this list.",
         flag="--preload",
         metavar="MODEL",
+        effect=Effect.AT_ONCE,
     )
     restore: bool = row(
         Boolean(),
@@ -132,6 +138,7 @@ class Models:
         "Load again after a start what was loaded when the daemon ended.",
         "However it ended. What has expired meanwhile is left out; the one that was used last comes first, as many as "
         "there is room for. The daemon is ready before they are.",
+        effect=Effect.AT_ONCE,
     )
     aliases: tuple[tuple[str, str], ...] = row(
         TextTable('a table of model names like {"gpt-4o" = "qwen3:8b"}', check_model_name),
@@ -139,6 +146,7 @@ class Models:
         "Further names for models, for clients that insist on one.",
         'Also as a section, [models.aliases]. In the environment: "gpt-4o=qwen3:8b,other=qwen3:8b". They work on every '
         "route that uses a model; a model that really has the name wins.",
+        effect=Effect.AT_ONCE,
     )
     context_length: int = row(
         Integer(0),
@@ -147,6 +155,7 @@ class Models:
         "A model is placed only where its cache can hold one such context.",
         unit="tokens",
         ollama="OLLAMA_CONTEXT_LENGTH",
+        effect=Effect.AT_LOAD,
     )
     cache_tokens: int = row(
         Integer(1),
@@ -155,6 +164,7 @@ class Models:
         "More lets more long requests run at once and keeps more of what was asked before; less leaves room for "
         "other models. A rest of a GPU that is too small for others is used too. On CPU: engine.cpu_kv_bytes.",
         unit="tokens",
+        effect=Effect.AT_LOAD,
     )
     hub_endpoint: str = row(
         Text("an http or https address", check_url),
@@ -162,6 +172,7 @@ class Models:
         "Address of the hub that models are pulled from; empty: Hugging Face.",
         "For a mirror. HF_ENDPOINT is read too, as other programs do.",
         short=("HF_ENDPOINT",),
+        effect=Effect.AT_ONCE,
     )
     hub_token: str = row(
         Text("a token"),
@@ -171,11 +182,13 @@ class Models:
         "shown as ***, and engines never see it.",
         short=("HF_TOKEN",),
         is_secret=True,
+        effect=Effect.AT_ONCE,
     )
     pull_workers: int = row(
         Integer(1, 64),
         4,
         "Files that a pull downloads at the same time.",
+        effect=Effect.AT_ONCE,
     )
 
 
@@ -200,6 +213,7 @@ class Engine:
         "Memory for the contexts of one model on CPU.",
         "The engine's own default is several GiB, which a small machine does not have.",
         unit="bytes",
+        effect=Effect.AT_LOAD,
     )
     max_num_batched_tokens: int = row(
         Integer(0),
@@ -207,11 +221,13 @@ class Engine:
         "Tokens that one step of the engine works on; 0: the engine's default.",
         "Larger lets long prompts through faster, smaller keeps the gaps between tokens of others short.",
         unit="tokens",
+        effect=Effect.AT_LOAD,
     )
     max_num_seqs: int = row(
         Integer(0),
         0,
         "Requests that one model works on at once; 0: scheduler.num_parallel, else the engine's default.",
+        effect=Effect.AT_LOAD,
     )
     gpu_memory_utilization: float = row(
         Fraction(),
@@ -232,11 +248,13 @@ class Engine:
         "auto",
         "Run without compiled graphs; auto: on for CPU, off for CUDA.",
         "Compiling takes minutes at each start on CPU and is worth it only where a model stays loaded for long.",
+        effect=Effect.AT_LOAD,
     )
     dtype: str = row(
         Text("a number format of the engine"),
         "auto",
         "Number format of the weights in memory: auto, bfloat16, float16 or float32.",
+        effect=Effect.AT_LOAD,
     )
     args: tuple[str, ...] = row(
         TextList(check=check_engine_argument, is_command_line=True),
@@ -244,12 +262,14 @@ class Engine:
         "More flags for the engine's command line.",
         "They come last and win over what the daemon sets. In the environment, they are split as by a shell. Flags "
         "that say where an engine runs or how much memory it takes are refused: the daemon has settings for them.",
+        effect=Effect.AT_LOAD,
     )
     env: tuple[str, ...] = row(
         TextList("a list of names of environment variables, without values", check_env_name),
         (),
         "Names of variables of the daemon's environment that also reach the engine.",
         "The engine's environment is an allow-list: what is neither listed here nor needed by the engine stays out.",
+        effect=Effect.AT_LOAD,
     )
     start_timeout_s: float = row(
         Duration(can_be_zero=False),
@@ -258,24 +278,28 @@ class Engine:
         "Large models on slow disks need more; a first start may also compile.",
         unit="seconds",
         ollama="OLLAMA_LOAD_TIMEOUT",
+        effect=Effect.AT_ONCE,
     )
     term_grace_s: float = row(
         Duration(can_be_forever=False),
         20.0,
         "How long an engine may take to leave when asked, before it is killed.",
         unit="seconds",
+        effect=Effect.AT_ONCE,
     )
     kill_grace_s: float = row(
         Duration(can_be_forever=False, can_be_zero=False),
         10.0,
         "How long the kernel may take to end killed processes, before the worker counts as stuck.",
         unit="seconds",
+        effect=Effect.AT_ONCE,
     )
     release_timeout_s: float = row(
         Duration(can_be_forever=False),
         10.0,
         "How long device memory may take to return after an engine's end.",
         unit="seconds",
+        effect=Effect.AT_ONCE,
     )
     restart_attempts: int = row(
         Integer(1, 100),
@@ -283,12 +307,14 @@ class Engine:
         "Crashes in a row before a model is given up.",
         "However long it served between them, the tenth within an hour is the last, unless this is more than 10. A "
         "model that is given up is tried again after a pause, when somebody asks for it.",
+        effect=Effect.AT_ONCE,
     )
     backoff_s: float = row(
         Duration(can_be_forever=False),
         1.0,
         "Wait before the first restart after a crash; it doubles with each further one.",
         unit="seconds",
+        effect=Effect.AT_ONCE,
     )
     log_lines: int = row(
         Integer(10, 1_000_000),
@@ -308,6 +334,7 @@ class Scheduler:
         "Models that may be loaded at the same time; 0: as many as their memory allows.",
         "For a new one idle ones leave, those first that cost least to bring back; requests in flight finish first.",
         ollama="OLLAMA_MAX_LOADED_MODELS",
+        effect=Effect.AT_ONCE,
     )
     max_queue: int = row(
         Integer(1),
@@ -315,12 +342,14 @@ class Scheduler:
         "Requests that may wait for models; when there are more, the longest queue's newest is refused.",
         unit="requests",
         ollama="OLLAMA_MAX_QUEUE",
+        effect=Effect.AT_ONCE,
     )
     max_queue_per_model: int = row(
         Integer(0),
         0,
         "Requests that may wait for one model; 0: no bound but max_queue.",
         unit="requests",
+        effect=Effect.AT_ONCE,
     )
     num_parallel: int = row(
         Integer(0),
@@ -328,6 +357,7 @@ class Scheduler:
         "Requests that one model works on at once, where engine.max_num_seqs is 0; 0: the engine's default.",
         "Ollama's name for it. The engine batches hundreds of requests; a small number here only makes them wait.",
         ollama="OLLAMA_NUM_PARALLEL",
+        effect=Effect.AT_LOAD,
     )
     load_wait_s: float = row(
         Duration(can_be_zero=False),
@@ -335,6 +365,7 @@ class Scheduler:
         "How long a request may wait for its model.",
         "Longer than engine.start_timeout, because another model may have to leave first.",
         unit="seconds",
+        effect=Effect.AT_ONCE,
     )
     sleep: str = row(
         Choice("off", "auto"),
@@ -356,6 +387,7 @@ class Auth:
         "Asked for on every route but /, /api/version and /health. Better than in a file that others can read: "
         "LoadCredential=api_keys:PATH in the unit, keys separated by commas. Shown as ***, and engines never see them.",
         is_secret=True,
+        effect=Effect.AT_ONCE,
     )
 
 
@@ -381,6 +413,7 @@ class Logging:
         ollama="OLLAMA_DEBUG",
         flag="--log-level",
         metavar="LEVEL",
+        effect=Effect.AT_ONCE,
     )
 
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from vllama import __version__
@@ -14,6 +15,7 @@ from vllamad.control import convert
 from vllamad.control.interceptor import Context, unary
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
+from vllamad.operations.reloading import Reloaded
 from vllamad.supervisor.supervisor import Decided, Supervisor
 
 
@@ -32,6 +34,25 @@ class ShownSetting(Protocol):
     def is_reloadable(self) -> bool: ...
     @property
     def help(self) -> str: ...
+    @property
+    def pending(self) -> "ShownChange | None": ...
+
+
+class ShownChange(Protocol):
+    """A setting that is to be another one, the same way. ``effect`` is named as on the wire."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def before(self) -> str: ...
+    @property
+    def after(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def effect(self) -> Enum: ...
+    @property
+    def note(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +75,23 @@ class DaemonStatus:
     devices: Sequence[DeviceView]
     waits: Sequence[str]
     decisions: Sequence[Decided]
+    needs_restart: Sequence[ShownChange]
 
 
 class DaemonService(pb_grpc.DaemonServicer):
-    """Status and settings."""
+    """Status, settings, and their reload: ``reload`` is told whether it is a dry run."""
 
     def __init__(
         self,
         supervisor: Supervisor,
         status: Callable[[], Awaitable[DaemonStatus]],
         settings: Callable[[], Sequence[ShownSetting]],
+        reload: Callable[[bool], Awaitable[Reloaded]],
     ) -> None:
         self._supervisor = supervisor
         self._status = status
         self._settings = settings
+        self._reload = reload
 
     @unary
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
@@ -95,6 +119,7 @@ class DaemonService(pb_grpc.DaemonServicer):
             waits=now.waits,
             storage=pb.Storage(path=now.state_folder, models_bytes=now.models_bytes, free_bytes=now.free_bytes),
             decisions=[pb.Decision(time=convert.timestamp(one.time), text=one.text) for one in now.decisions],
+            needs_restart=[_change(one) for one in now.needs_restart],
         )
 
     @unary
@@ -108,7 +133,29 @@ class DaemonService(pb_grpc.DaemonServicer):
                     overrode=one.overrode,
                     is_reloadable=one.is_reloadable,
                     help=one.help,
+                    pending=_change(one.pending) if one.pending is not None else None,
                 )
                 for one in self._settings()
             ]
         )
+
+    @unary
+    async def Reload(self, request: pb.ReloadRequest, context: Context) -> pb.ReloadResponse:
+        told = await self._reload(request.dry_run)
+        return pb.ReloadResponse(
+            changes=[_change(one) for one in told.changes],
+            models=[pb.ModelChange(model=one.model, kind=one.what.name, text=one.text) for one in told.consequences],
+            warnings=told.warnings,
+            dry_run=told.is_dry_run,
+        )
+
+
+def _change(one: ShownChange) -> pb.Change:
+    return pb.Change(
+        key=one.key,
+        before=one.before,
+        after=one.after,
+        source=one.source,
+        effect=one.effect.name,
+        note=one.note,
+    )

@@ -602,6 +602,10 @@ class Notifier(Protocol):
         """One line on what is going on."""
         ...
 
+    def reloading(self) -> None:
+        """The configuration is being read anew; ``ready`` ends it, however it went."""
+        ...
+
     def stopping(self) -> None:
         """On the way out."""
         ...

@@ -38,6 +38,10 @@ class VllmEngine:
         self._for_model = for_model
         self._idle_s = idle_s
 
+    def use(self, options: EngineOptions) -> None:
+        """Start engines so from the next one on."""
+        self._options = options
+
     async def version(self) -> EngineVersion:
         """See ``Engine.version``."""
         return await self._probe.version(inherited_environment(self._options))

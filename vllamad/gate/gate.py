@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
@@ -60,7 +60,8 @@ class ModelRules:
 
 
 class _ServedOtherwise(Exception):
-    """What a request waits for is not what its model needs any more: an adapter came or went."""
+    """What a request waits for is not what its model needs any more: an adapter came or went, or the configuration is
+    another one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +76,8 @@ class _Waiting:
 
 
 class Gate:
-    """Grants leases. ``rules_for`` gives what the configuration says about a model."""
+    """Grants leases. ``rules_for`` gives what the configuration says about a model, ``as_it_is`` the model of that name
+    as it is now."""
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class Gate:
         sizing: Sizing,
         limits: GateLimits,
         rules_for: Callable[[Model], ModelRules],
+        as_it_is: Callable[[Model], Model] = lambda model: model,
     ) -> None:
         self.waits: dict[str, str] = {}
         """Why those who wait now are waiting: a sentence for each model, by its name."""
@@ -94,6 +97,7 @@ class Gate:
         self._sizing = sizing
         self._limits = limits
         self._rules_for = rules_for
+        self._as_it_is = as_it_is
         self._waiting: dict[int, _Waiting] = {}
         self._wanted: dict[str, Wanted] = {}
         """Of every model that somebody waits for or that has a worker, by key."""
@@ -158,6 +162,27 @@ class Gate:
         """Change a loaded model's keep-alive; 0 unloads it as soon as nobody uses it."""
         for handle in self._supervisor.of(model):
             handle.set_keep_alive(keep_alive_s)
+
+    def use(self, limits: GateLimits) -> None:
+        """Go by other limits, and by what is configured for models now. Who waits keeps its turn and its deadline, and
+        is reckoned with anew; until ``reckon_anew`` has done the same with what is loaded, nothing gets a replica."""
+        self._limits = limits
+        for key, wanted in self._wanted.items():
+            self._wanted[key] = replace(wanted, replicas=1)
+        for waiting in list(self._waiting.values()):
+            self._fail(waiting, _ServedOtherwise())
+
+    async def reckon_anew(self) -> None:
+        """See again what the models that are loaded need: replicas are started by it. One whose files cannot be read
+        now stays as it is known."""
+        for handle in self._supervisor.handles():
+            try:
+                wanted = await self._sizing.wanted(handle.model)
+            except VllamaError as error:
+                event(log, logging.WARNING, "gate.unsized", model=handle.model.name, why=error.message)
+                continue
+            if wanted.key in self._wanted:
+                self._wanted[wanted.key] = wanted
 
     def workload(self) -> Workload:
         """Everything that the planner goes by, as it is now."""
@@ -224,6 +249,7 @@ class Gate:
                     future = asyncio.get_running_loop().create_future()
                     with contextlib.suppress(_ServedOtherwise):
                         return await self._queue(_Waiting(waiter, model, keep_alive_s, future, on_progress))
+                    model = self._as_it_is(model)
         except TimeoutError:
             raise self._too_late(model) from None
 

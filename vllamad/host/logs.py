@@ -60,7 +60,6 @@ def configure(form: Format, level: str, stream: TextIO | None = None) -> None:
 
     ``level`` is for this house; libraries are heard from WARNING on, with "debug" from INFO on.
     """
-    own = logging.getLevelNamesMapping()[level.upper()]
     handler: logging.Handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(formatter(form))
     if form is Format.JOURNAL and stream is None:
@@ -70,10 +69,16 @@ def configure(form: Format, level: str, stream: TextIO | None = None) -> None:
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(logging.INFO if own <= logging.DEBUG else max(own, logging.WARNING))
+    set_level(level)
+    logging.captureWarnings(True)
+
+
+def set_level(level: str) -> None:
+    """Hear from ``level`` on; see ``configure``."""
+    own = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(logging.INFO if own <= logging.DEBUG else max(own, logging.WARNING))
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(own)
-    logging.captureWarnings(True)
 
 
 def add_sink(sink: Callable[[str], None], call_in_loop: Callable[[Callable[[], None]], object]) -> Callable[[], None]:

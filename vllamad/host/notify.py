@@ -6,6 +6,7 @@ The only module that knows sdnotify. Without NOTIFY_SOCKET every call is a no-op
 import math
 import os
 import socket
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -40,12 +41,17 @@ class SystemdNotifier:
         return self._sender is not None
 
     def ready(self, status: str) -> None:
-        """Both faces serve."""
+        """Both faces serve, or serve on after a reload."""
         self._send("READY=1", f"STATUS={_line(status)}")
 
     def status(self, text: str) -> None:
         """One line on what is going on; ``systemctl status`` shows it."""
         self._send(f"STATUS={_line(text)}")
+
+    def reloading(self) -> None:
+        """The configuration is being read anew; ``ready`` ends it, however it went."""
+        # The instant tells the manager that this is about the reload that it asked for, not an earlier one.
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """On the way out."""

@@ -19,7 +19,8 @@ class Bodies:
     """Reads bodies. One per application; ``close`` ends its threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """Of bodies that are begun from now on."""
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="json")
 
     async def read(self, request: web.Request) -> bytes:
@@ -30,13 +31,14 @@ class Bodies:
 
     async def pieces(self, request: web.Request) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Raises the same refusal."""
-        if (request.content_length or 0) > self._max_bytes:
-            raise self._too_large()
+        most = self.max_bytes
+        if (request.content_length or 0) > most:
+            raise _too_large(most)
         size = 0
         async for part in request.content.iter_any():
             size += len(part)
-            if size > self._max_bytes:
-                raise self._too_large()
+            if size > most:
+                raise _too_large(most)
             yield part
 
     async def work(self, size: int, work: Callable[[], T]) -> T:
@@ -49,9 +51,6 @@ class Bodies:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(
-            413,
-            f"request body is larger than {self._max_bytes} bytes",
-            hint="send less, or raise limits.max_body_bytes",
-        )
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"request body is larger than {most} bytes", hint="send less, or raise server.max_body_bytes")

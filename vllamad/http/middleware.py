@@ -33,6 +33,10 @@ class Front:
     """The handler of every request."""
 
     def __init__(self, routes: Routes, policy: Policy) -> None:
+        self.use(routes, policy)
+
+    def use(self, routes: Routes, policy: Policy) -> None:
+        """Answer so from the next request on."""
         self._routes = routes
         self._policy = policy
         self._origins = Origins(policy.origins)

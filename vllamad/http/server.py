@@ -39,6 +39,7 @@ MAX_HEADER_BYTES = 256 * 1024
 """Of one header, and of the request line; tracing systems put much into one."""
 
 BODIES = web.AppKey("bodies", Bodies)
+FRONT = web.AppKey("front", Front)
 
 
 def make_app(services: Services, policy: Policy | None = None) -> web.Application:
@@ -48,10 +49,18 @@ def make_app(services: Services, policy: Policy | None = None) -> web.Applicatio
     routes = make_routes(services, policy, bodies)
     app = web.Application()
     app[BODIES] = bodies
-    app.router.add_route("*", "/{path:.*}", Front(routes, policy).handle)
+    app[FRONT] = Front(routes, policy)
+    app.router.add_route("*", "/{path:.*}", app[FRONT].handle)
     app.on_response_prepare.append(add_headers)
     app.on_cleanup.append(_close_bodies)
     return app
+
+
+def use_policy(app: web.Application, services: Services, policy: Policy) -> None:
+    """Answer by another policy from the next request on; those that are being answered keep theirs."""
+    bodies = app[BODIES]
+    bodies.max_bytes = policy.max_body_bytes
+    app[FRONT].use(make_routes(services, policy, bodies), policy)
 
 
 def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:

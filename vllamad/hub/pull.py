@@ -40,14 +40,18 @@ class HuggingFaceHub:
     ) -> None:
         self._launcher = launcher
         self._python = python
-        self._endpoint = (endpoint or DEFAULT_ENDPOINT).rstrip("/")
-        self._token = token
-        self._workers = workers
+        self.use(endpoint, token, workers)
         self._env = child_environment(child_env, with_network=True)
         self._blobs = blobs
         self._retries = retries
         self._retry_wait_s = retry_wait_s
         self._timeout_s = timeout_s
+
+    def use(self, endpoint: str, token: str, workers: int) -> None:
+        """Fetch so from the next pull on. ``endpoint`` "" is Hugging Face's."""
+        self._endpoint = (endpoint or DEFAULT_ENDPOINT).rstrip("/")
+        self._token = token
+        self._workers = workers
 
     def resolve(self, ref: ModelRef) -> HubSource:
         """See ``library.resolve``."""

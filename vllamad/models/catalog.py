@@ -7,7 +7,7 @@ first to disk (in a thread, atomically), then into the dictionary.
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +51,7 @@ class Catalog:
         self._quantizations = quantizations
         self._configured = configured
         self._operations = operations
-        self._aliases = {ModelRef.parse(name).key: ModelRef.parse(meant) for name, meant in (aliases or {}).items()}
+        self._aliases = _parsed(aliases or {})
         self._models: dict[str, Model] = {}
         self._ranks: dict[str, int] = {}
         # One thread: commits and removals of a store must not overlap, and a disk walk is no work for the loop.
@@ -81,6 +81,19 @@ class Catalog:
         if model is None:
             raise ModelNotFound(name.strip())
         return self._configured(model)
+
+    def as_it_is(self, model: Model) -> Model:
+        """The model of that name as it is now, and is configured; itself if there is none any more."""
+        found = self._models.get(model.ref.key)
+        return model if found is None else self._configured(found)
+
+    def plain(self) -> Sequence[Model]:
+        """Every model as it was made, whatever is configured; in no order."""
+        return tuple(self._models.values())
+
+    def use_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Go by other aliases."""
+        self._aliases = _parsed(aliases)
 
     def resolve_own(self, name: str) -> Model:
         """The same without aliases: what is removed goes by its own name. Raises the same."""
@@ -325,6 +338,10 @@ class Catalog:
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
+
+
+def _parsed(aliases: Mapping[str, str]) -> dict[str, ModelRef]:
+    return {ModelRef.parse(name).key: ModelRef.parse(meant) for name, meant in aliases.items()}
 
 
 def _staging_key(*parts: str) -> str:

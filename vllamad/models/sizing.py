@@ -81,6 +81,7 @@ class Sizing:
         self._wanted: dict[str, Wanted] = {}
         self._devices: tuple[object, ...] = ()
         """Those that ``_wanted`` was reckoned for."""
+        self._reloads = 0
         self._costs: dict[str, float] = {}
         self._peaks: dict[str, int] = {}
 
@@ -101,10 +102,19 @@ class Sizing:
     async def wanted(self, model: Model) -> Wanted:
         """What a model needs. Raises ENGINE_START_FAILED if there is no usable engine, and what reading its files
         fails with."""
-        known = self.known(model)
-        if known is not None:
-            return known
-        devices = self._devices_now()
+        while True:
+            reloads = self._reloads
+            wanted = self.known(model) or await self._reckon(model)
+            if reloads == self._reloads:
+                return wanted
+
+    def forget(self) -> None:
+        """What was reckoned goes by a configuration that is not in force any more. What was measured stays."""
+        self._reloads += 1
+        self._wanted.clear()
+
+    async def _reckon(self, model: Model) -> Wanted:
+        devices, reloads = self._devices_now(), self._reloads
         footprints = await self.footprints(model)
         rules, key = self._rules_for(model), self._engine.identity(model)
         weights = footprints[min(footprints)].weights_bytes
@@ -127,7 +137,7 @@ class Sizing:
             can_sleep=device == "cuda" and not has_adapters,
             can_reload=not (model.recipe.quantize or Capability.VISION in model.capabilities),
         )
-        if self._devices == devices == self._devices_now():
+        if self._devices == devices == self._devices_now() and reloads == self._reloads:
             self._wanted[key] = wanted
         return wanted
 
@@ -180,9 +190,10 @@ class Sizing:
 
     async def measured(self, handle: WorkerHandle) -> None:
         """A ready worker was measured: keep what it took, if that is news. Never raises: an estimate is enough."""
-        if handle.placement is None:
-            return
-        model, size = handle.model, len(handle.placement.devices)
+        model, contents = handle.model, self._engine.identity(handle.model)
+        if handle.placement is None or handle.is_outdated or handle.key != contents:
+            return  # what it runs with is configured otherwise now: the measurement would go under the wrong name
+        size = len(handle.placement.devices)
         self.note_load(handle.key, handle.load_s)
         try:
             settings = self._engine.memory_settings(model)
@@ -190,14 +201,13 @@ class Sizing:
             held = handle.device_bytes // size
             if is_cpu:
                 held = when_alone(handle.memory_bytes, len(self._memory.ledger.reservations))
+            cache = self._rules_for(model).cpu_kv_bytes if is_cpu else handle.placement.cache_bytes
             version = await self._version()
-            contents = self._engine.identity(model)
             kind = self._memory.ledger.devices[handle.placement.devices[0]].kind
             key = footprint_key(contents, version, settings, size, kind)
             if held <= self._peaks.get(key, 0) * (1 + NEWS_SHARE):
                 return
             shape = await self._shape(model)
-            cache = self._rules_for(model).cpu_kv_bytes if is_cpu else handle.placement.cache_bytes
             seen = with_measured(
                 estimate(shape, settings, size),
                 weights_bytes=handle.taken.weights_bytes,

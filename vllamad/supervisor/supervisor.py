@@ -128,6 +128,10 @@ class Supervisor:
         while not is_true():
             await self._next_change.wait()
 
+    def use(self, limits: WorkerLimits) -> None:
+        """Go by other limits from the next deadline on; those that are armed stay."""
+        self._deps.limits = limits
+
     def hurry(self) -> None:
         """A second signal: every deadline is over now; no step is skipped."""
         for handle in list(self._handles.values()):

@@ -68,14 +68,15 @@ class WritableRing(OutputRing, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerDeps:
-    """What a worker needs. ``folder`` is where its incarnations get folders of their own; ``on_change`` is called,
-    synchronously, after every change, ``on_measured`` when a ready one was measured."""
+    """What workers need, all of them the same. ``folder`` is where their incarnations get folders of their own;
+    ``on_change`` is called, synchronously, after every change, ``on_measured`` when a ready one was measured."""
 
     world: World
     folder: Path
     limits: WorkerLimits
+    """Of the deadlines that are armed from now on: a reload puts others here."""
     on_change: Callable[["WorkerHandle"], None]
     on_measured: Callable[["WorkerHandle"], Awaitable[None]]
     count_waiting: Callable[[str], int]
@@ -119,6 +120,8 @@ class WorkerHandle:
         self.error: VllamaError | None = None
         """Why it is in BACKOFF or FAILED."""
         self.is_pinned = False
+        self.is_outdated = False
+        """What its engine was started with is configured otherwise now, and its placement was reckoned for it."""
         self.placement: Placement | None = None
         """Where it was placed last; means nothing while it holds no memory."""
         self.wanted: Wanted | None = None
@@ -270,7 +273,8 @@ class WorkerHandle:
             case State.STOPPED | State.FAILED if self.record.held is Held.NONE:
                 assert placement is not None, f"{self.name} has no place"
                 refused = memory.reserve(self.holder, placement.bytes_on)
-                self.placement = placement if refused is None else self.placement
+                if refused is None:
+                    self.placement, self.is_outdated = placement, False
             case State.BACKOFF:
                 refused = memory.begin_load(self.holder)
             case State.SUSPENDED:
@@ -335,6 +339,18 @@ class WorkerHandle:
         self._idle.idle_s = idle_s
         if self.state in _MAY_BE_IDLE and self.record.leases == 0:
             self._idle.arm()
+
+    def configure(self, idle_s: float, *, is_pinned: bool) -> None:
+        """Take what is configured now: a pin holds at once, a keep-alive counts from now on."""
+        self.is_pinned = False
+        self.set_keep_alive(idle_s)
+        self.is_pinned = is_pinned
+
+    def outdate(self) -> None:
+        """Serve on as it is, and be started otherwise next time: not in its place after a crash, but placed anew."""
+        self.is_outdated = True
+        if self.state is State.BACKOFF:
+            self.post(Kind.STOP)
 
     def _note_gap(self) -> None:
         now = self._clock.now()
@@ -467,9 +483,10 @@ class WorkerHandle:
         self._arm_deadline()
         if record.state is State.BACKOFF and self.placement is not None:
             closed = self._deps.memory.closed_for_good(self.placement.devices)
-            if closed:
+            if closed or self.is_outdated:
                 # There it will not come up again: whoever wants it has it placed anew.
-                self._deps.decided(f"stop {self.model.name}, instead of trying again where it was: {closed}")
+                why = closed or "it is configured otherwise since it was started"
+                self._deps.decided(f"stop {self.model.name}, instead of trying again where it was: {why}")
                 asyncio.get_running_loop().call_soon(self.post, Kind.STOP)
 
     def _log_change(self, before: WorkerRecord) -> None:

@@ -13,7 +13,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits")
+    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits", "needs_restart")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[GetStatusResponse.State]
@@ -41,6 +41,7 @@ class GetStatusResponse(_message.Message):
     STORAGE_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: GetStatusResponse.State
     pid: int
@@ -58,7 +59,8 @@ class GetStatusResponse(_message.Message):
     storage: Storage
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
     waits: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ...) -> None: ...
+    needs_restart: _containers.RepeatedCompositeFieldContainer[Change]
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("python", "version", "problem", "device")
@@ -135,17 +137,85 @@ class GetConfigResponse(_message.Message):
     def __init__(self, settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ...) -> None: ...
 
 class Setting(_message.Message):
-    __slots__ = ("key", "value", "source", "overrode", "is_reloadable", "help")
+    __slots__ = ("key", "value", "source", "overrode", "is_reloadable", "help", "pending")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     OVERRODE_FIELD_NUMBER: _ClassVar[int]
     IS_RELOADABLE_FIELD_NUMBER: _ClassVar[int]
     HELP_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     key: str
     value: str
     source: str
     overrode: _containers.RepeatedScalarFieldContainer[str]
     is_reloadable: bool
     help: str
-    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ..., source: _Optional[str] = ..., overrode: _Optional[_Iterable[str]] = ..., is_reloadable: bool = ..., help: _Optional[str] = ...) -> None: ...
+    pending: Change
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ..., source: _Optional[str] = ..., overrode: _Optional[_Iterable[str]] = ..., is_reloadable: bool = ..., help: _Optional[str] = ..., pending: _Optional[_Union[Change, _Mapping]] = ...) -> None: ...
+
+class ReloadRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: bool = ...) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("changes", "models", "warnings", "dry_run")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    models: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    dry_run: bool
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., dry_run: bool = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("key", "before", "after", "source", "effect", "note")
+    class Effect(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        EFFECT_UNSPECIFIED: _ClassVar[Change.Effect]
+        AT_ONCE: _ClassVar[Change.Effect]
+        AT_LOAD: _ClassVar[Change.Effect]
+        AT_RESTART: _ClassVar[Change.Effect]
+    EFFECT_UNSPECIFIED: Change.Effect
+    AT_ONCE: Change.Effect
+    AT_LOAD: Change.Effect
+    AT_RESTART: Change.Effect
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    before: str
+    after: str
+    source: str
+    effect: Change.Effect
+    note: str
+    def __init__(self, key: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., source: _Optional[str] = ..., effect: _Optional[_Union[Change.Effect, str]] = ..., note: _Optional[str] = ...) -> None: ...
+
+class ModelChange(_message.Message):
+    __slots__ = ("model", "kind", "text")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[ModelChange.Kind]
+        LOADED_ANEW: _ClassVar[ModelChange.Kind]
+        NEXT_LOAD: _ClassVar[ModelChange.Kind]
+        KEEP_ALIVE: _ClassVar[ModelChange.Kind]
+        LOADED: _ClassVar[ModelChange.Kind]
+    KIND_UNSPECIFIED: ModelChange.Kind
+    LOADED_ANEW: ModelChange.Kind
+    NEXT_LOAD: ModelChange.Kind
+    KEEP_ALIVE: ModelChange.Kind
+    LOADED: ModelChange.Kind
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    kind: ModelChange.Kind
+    text: str
+    def __init__(self, model: _Optional[str] = ..., kind: _Optional[_Union[ModelChange.Kind, str]] = ..., text: _Optional[str] = ...) -> None: ...

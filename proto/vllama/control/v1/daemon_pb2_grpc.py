@@ -45,6 +45,11 @@ class DaemonStub(object):
                 request_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.GetConfigRequest.SerializeToString,
                 response_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.GetConfigResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/vllama.control.v1.Daemon/Reload',
+                request_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadResponse.FromString,
+                _registered_method=True)
 
 
 class DaemonServicer(object):
@@ -65,6 +70,17 @@ class DaemonServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Reads the whole configuration anew, as at start, and takes over what needs no restart, without touching models that
+        are loaded as they would be loaded now. Returns when it is in force; only `settings` that say so wait for a restart.
+        With `dry_run` it changes nothing, and answers the same. Accepted until the daemon stops; fails with CONFIG_INVALID
+        (all problems at once), DRAINING or DEADLINE_EXCEEDED (the files cannot be read), and has changed nothing then. A
+        second call waits for the first, and reads again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DaemonServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +93,11 @@ def add_DaemonServicer_to_server(servicer, server):
                     servicer.GetConfig,
                     request_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.GetConfigRequest.FromString,
                     response_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.GetConfigResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadRequest.FromString,
+                    response_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +155,33 @@ class Daemon(object):
             '/vllama.control.v1.Daemon/GetConfig',
             vllama_dot_control_dot_v1_dot_daemon__pb2.GetConfigRequest.SerializeToString,
             vllama_dot_control_dot_v1_dot_daemon__pb2.GetConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllama.control.v1.Daemon/Reload',
+            vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadRequest.SerializeToString,
+            vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,
