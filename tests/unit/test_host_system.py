@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_the_service_manager_hears_everything(manager: socket.socket) -> None:
     notifier.close()
     notifier.status("nobody hears this")
     assert not notifier.is_connected
+
+
+def test_the_service_manager_is_told_of_a_reload_and_of_its_instant(manager: socket.socket) -> None:
+    notifier = SystemdNotifier(os.environ)
+    before = time.monotonic()
+    notifier.reloading()
+    first, micros = manager.recv(4096).decode().split("\nMONOTONIC_USEC=")
+    assert first == "RELOADING=1"
+    assert before <= int(micros) / 1e6 + 1e-3 and int(micros) / 1e6 <= time.monotonic()
+    notifier.close()
 
 
 def test_a_service_manager_that_does_not_listen_holds_nobody_up(manager: socket.socket) -> None:
@@ -115,7 +126,7 @@ def test_the_first_signal_stops_and_every_further_one_hurries(caplog: pytest.Log
             heard.append(f"{what} {name}")
             changed.set()
 
-        signals = Signals(lambda name: note("stop", name), lambda name: note("hurry", name))
+        signals = Signals(lambda name: note("stop", name), lambda name: note("hurry", name), lambda: None)
         signals.install(loop)
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
@@ -131,31 +142,29 @@ def test_the_first_signal_stops_and_every_further_one_hurries(caplog: pytest.Log
     assert [record.getMessage() for record in caplog.records] == ["daemon.stop", "daemon.hurry", "daemon.hurry"]
 
 
-def test_sighup_says_that_there_is_no_reload_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_sighup_asks_for_a_reload_and_stops_nothing() -> None:
     heard: list[str] = []
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        stopped = asyncio.Event()
+        changed = asyncio.Event()
 
-        def stop(name: str) -> None:
-            heard.append(name)
-            stopped.set()
+        def note(what: str) -> None:
+            heard.append(what)
+            changed.set()
 
-        signals = Signals(stop, heard.append)
+        signals = Signals(note, note, lambda: note("reload"))
         signals.install(loop)
         try:
-            os.kill(os.getpid(), signal.SIGHUP)
-            os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.wait_for(stopped.wait(), 5)
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGINT):
+                changed.clear()
+                os.kill(os.getpid(), number)
+                await asyncio.wait_for(changed.wait(), 5)
         finally:
             signals.remove(loop)
 
-    with caplog.at_level("INFO", "vllamad"):
-        asyncio.run(run())
-    assert heard == ["SIGINT"]
-    texts = {str(record.__dict__["fields"].get("text")) for record in caplog.records}
-    assert "reload is not supported in this version: restart" in texts
+    asyncio.run(run())
+    assert heard == ["reload", "reload", "SIGINT"]
 
 
 # --- lock ------------------------------------------------------------------------------------------------------------

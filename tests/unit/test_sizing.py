@@ -39,6 +39,8 @@ class CudaEngine(FakeEngine):
 class Loaded:
     """A ready worker, as far as a measurement looks at it."""
 
+    is_outdated = False
+
     def __init__(self, model: Model, key: str, placement: Placement, device_bytes: int, memory_bytes: int) -> None:
         self.model, self.key, self.placement = model, key, placement
         self.device_bytes, self.memory_bytes = device_bytes, memory_bytes
