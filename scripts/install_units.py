@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put the units where systemd finds them, with the path of vllamad as it is installed.
+"""Put the units where systemd finds them, with the paths of vllamad, and of vllamactl beside it, as they are installed.
 
     install_units.py --vllamad /opt/vllama/bin/vllamad              for the system: /etc/systemd/system and so on
     install_units.py --vllamad ~/vllama/bin/vllamad --user          for one user: ~/.config/systemd/user
@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 UNITS = Path(__file__).resolve().parents[1] / "systemd"
-PLACEHOLDER = "ExecStart=/usr/bin/vllamad\n"
+LINES = {"ExecStart=/usr/bin/vllamad\n": "vllamad", "ExecReload=/usr/bin/vllamactl reload\n": "vllamactl"}
+"""Lines of a unit with a path that is another one on each machine, and the program that it is of."""
 MODE = 0o644
 
 
@@ -34,12 +35,15 @@ def places(*, vendor: bool) -> dict[str, str]:
 
 
 def with_program(text: str, program: str) -> str:
-    """The unit with the path of vllamad in its place."""
+    """The unit with the path of vllamad, and of vllamactl in the same folder, in their places."""
     if not os.path.isabs(program) or any(letter in program for letter in " \t\"'\\%$"):  # noqa: PTH117
         raise SystemExit(f"install_units.py: {program}: needs an absolute path without blanks, quotes, %, $")
-    if text.count(PLACEHOLDER) != 1:
-        raise SystemExit(f"install_units.py: the unit has no line {PLACEHOLDER.strip()}")
-    return text.replace(PLACEHOLDER, f"ExecStart={program}\n")
+    for line, name in LINES.items():
+        if text.count(line) != 1:
+            raise SystemExit(f"install_units.py: the unit has no line {line.strip()}")
+        path = program if name == "vllamad" else f"{os.path.dirname(program)}/{name}"  # noqa: PTH120
+        text = text.replace(line, line.replace(f"/usr/bin/{name}", path))
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

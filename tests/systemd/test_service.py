@@ -102,6 +102,35 @@ def test_a_restart_under_load_refuses_nobody(service: Service) -> None:
     assert set(told["counts"]) == {"200"}, told
 
 
+def test_a_reload_under_load_fails_nobody_and_a_wrong_file_fails_the_reload_alone(service: Service) -> None:
+    file = "/etc/vllama/config.toml"
+    assert service.chat()["message"]["content"]
+    (worker,) = service.ps()
+    daemon = service.main_pid()
+    load = service.begin_load()
+    try:
+        service.box.write(file, "[models]\nkeep_alive = '1h'\n", "644")
+        service.systemctl("reload", "vllamad.service")
+        service.box.write(file, "[models]\nkeep_alive = 'long'\n", "644")
+        refused = service.box.run("systemctl", "reload", "vllamad.service", check=False)
+        assert refused.returncode != 0
+        assert service.show("ActiveState") == "active" and service.show("ReloadResult") == "exit-code"
+        assert service.journal().count(f"{file}:2: models.keep_alive: found") == 2, "of the daemon, and of the reload"
+        service.systemctl("kill", "--signal=HUP", "--kill-whom=main", "vllamad.service")
+        service.wait("the signal's line", lambda: len(service.entries("EVENT=config.unchanged")) == 2)
+        service.wait("back in service", lambda: service.show("SubState") == "running")
+    finally:
+        told = json.loads(load.communicate(timeout=60)[0])
+        service.box.run("rm", file)
+    assert set(told["counts"]) == {"200"}, told
+    assert service.main_pid() == daemon and [one["pid"] for one in service.ps()] == [worker["pid"]]
+    (shown,) = [
+        one for one in json.loads(service.ctl("ann", "--json", "config").stdout)["settings"]
+        if one["key"] == "models.keep_alive"
+    ]  # fmt: skip
+    assert shown["value"] == '"1h"', "what was in force before the wrong file"
+
+
 def test_a_killed_daemon_comes_back_with_its_models(service: Service) -> None:
     assert service.chat()["message"]["content"]
     service.wait("it is noted what is loaded", lambda: "tiny" in service.box.run(

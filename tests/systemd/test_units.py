@@ -13,7 +13,7 @@ from scripts.install_units import main
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 EXAMPLES = sorted((UNITS / "examples").glob("*.conf"))
-SINCE = {"subgroup.conf": 254}
+SINCE = {"subgroup.conf": 254, "reload-credentials.conf": 260}
 """Examples for newer systemds than the units themselves."""
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -65,11 +65,12 @@ def test_the_exposure_is_at_most_two() -> None:
     assert re.search(r"Overall exposure level for vllamad.service: [0-2]\.\d ", told), told
 
 
-def test_the_program_is_written_into_every_service(installed: Path) -> None:
+def test_the_programs_are_written_into_every_service(installed: Path) -> None:
     services = list(installed.glob("systemd/*/*.service"))
     assert len(services) == 2
     for service in services:
         assert f"\nExecStart={sys.prefix}/bin/vllamad\n" in service.read_text()
+        assert f"\nExecReload={sys.prefix}/bin/vllamactl reload\n" in service.read_text()
 
 
 @pytest.mark.parametrize("program", ["bin/vllamad", "/opt/my tools/vllamad", "/opt/100%/vllamad"])
