@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from vllama.control.v1.daemon_pb2 import Change, ModelChange, ReloadResponse
 from vllama.control.v1.models_pb2 import Model, ModelFile
 from vllama.control.v1.operations_pb2 import Progress
 from vllama.control.v1.workers_pb2 import Worker
 from vllama.reasons import ROWS
 from vllamactl import human
+from vllamactl.commands import reload
 from vllamactl.commands.create import creation
 from vllamactl.conversation import PARAMETERS, Conversation
 from vllamactl.exits import CtlError, exit_status, explain
@@ -51,6 +53,25 @@ def test_sizes(count: int, text: str) -> None:
 )
 def test_spans(seconds: float, text: str) -> None:
     assert human.span(seconds) == text
+
+
+def test_a_reload_in_words() -> None:
+    one = Change(key="scheduler.max_queue", before="512", after="7", source="/etc/c.toml:2", effect=Change.AT_ONCE)
+    keys = Change(key="auth.api_keys", before='"***"', after='"***"', effect=Change.AT_ONCE, note="1 revoked")
+    port = Change(key="server.port", before="1", after="2", effect=Change.AT_RESTART)
+    gone = Change(key="model[a].pin", before="true", after="", effect=Change.AT_ONCE)
+    models = [ModelChange(model="a:latest", text="a:latest is not pinned any more")]
+    told = ReloadResponse(changes=[one, keys, port, gone], models=models)
+    lines = reload.changes(told, None)
+    assert lines[1].split() == ["scheduler.max_queue", "512", "7", "at", "once", "/etc/c.toml:2"]
+    assert lines[4].split()[:3] == ["model[a].pin", "true", "-"]
+    assert lines[5:] == ["auth.api_keys: 1 revoked", "a:latest is not pinned any more"]
+    assert reload.summary(told) == "3 settings changed, 1 needs a restart"
+    assert reload.summary(ReloadResponse(changes=[port, port])) == "no settings changed, 2 need a restart"
+    dry = ReloadResponse(changes=[one], dry_run=True)
+    assert reload.summary(dry) == "1 setting would change: this was a dry run"
+    assert reload.changes(ReloadResponse(), None) == []
+    assert reload.summary(ReloadResponse()) == "nothing differs from what is in force"
 
 
 def test_instants() -> None:
