@@ -12,10 +12,12 @@ import pytest
 
 from tests.fakes.clock import FakeClock
 from tests.fakes.world import FakeDevice, FakeEngine, FakeLauncher, FakeRing, FakeSizing, make_model
-from vllamad.domain.errors import ModelNotFound
+from vllama.reasons import Reason
+from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Model
 from vllamad.domain.names import ModelRef
 from vllamad.domain.worker import State
+from vllamad.domain.workload import Limits
 from vllamad.gate.gate import Gate, GateLimits, ModelRules
 from vllamad.models.catalog import Catalog
 from vllamad.models.reconciling import Consequence, Reconciling, Terms, What
@@ -280,6 +282,25 @@ def test_who_waits_keeps_its_turn_and_gets_what_is_configured_now() -> None:
         assert new.record.leases == 3 and old.state is not State.READY
         for one in managers:
             await one.__aexit__(None, None, None)
+
+    in_house(scene, A)
+
+
+def test_a_queue_that_is_made_shorter_refuses_who_comes_and_not_who_waits() -> None:
+    async def scene(house: House) -> None:
+        managers = [house.gate.lease(A) for _ in range(6)]
+        waiting = [asyncio.create_task(one.__aenter__()) for one in managers]
+        await house.until(lambda: bool(house.supervisor.handles()))
+        house.gate.use(GateLimits(Limits(queue=2, queue_per_model=1), wait_s=1.0))
+        await asyncio.sleep(0.01)
+        with pytest.raises(VllamaError) as refused:
+            await house.gate.lease(A).__aenter__()
+        assert refused.value.reason is Reason.QUEUE_FULL
+        house.launcher.last.healthy.set()
+        await asyncio.gather(*waiting)
+        for one in managers:
+            await one.__aexit__(None, None, None)
+        assert house.gate.workload().limits == Limits(queue=2, queue_per_model=1), "it is as short as it says again"
 
     in_house(scene, A)
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -104,6 +105,8 @@ class Gate:
         self._served_at: dict[tuple[str, str], float] = {}
         self._room_made_for: frozenset[str] = frozenset()
         self._number = 0
+        self._admitted = 0
+        """Requests up to this number came under other limits, and are not refused for those of now."""
         self._arriving = 0
         self._active = 0
         self._opened = asyncio.Event()
@@ -164,9 +167,11 @@ class Gate:
             handle.set_keep_alive(keep_alive_s)
 
     def use(self, limits: GateLimits) -> None:
-        """Go by other limits, and by what is configured for models now. Who waits keeps its turn and its deadline, and
-        is reckoned with anew; until ``reckon_anew`` has done the same with what is loaded, nothing gets a replica."""
+        """Go by other limits, and by what is configured for models now. Who waits keeps its turn and its deadline, also
+        in a queue that is shorter now, and is reckoned with anew; until ``reckon_anew`` has done the same with what is
+        loaded, nothing gets a replica."""
         self._limits = limits
+        self._admitted = self._number
         for key, wanted in self._wanted.items():
             self._wanted[key] = replace(wanted, replicas=1)
         for waiting in list(self._waiting.values()):
@@ -191,10 +196,20 @@ class Gate:
             workers={handle.holder: handle.picture() for handle in self._supervisor.handles()},
             models=self._wanted,
             ledger=self._memory.ledger,
-            limits=self._limits.planner,
+            limits=self._limits_now(),
             served_at=self._served_at,
             room_made_for=self._room_made_for,
         )
+
+    def _limits_now(self) -> Limits:
+        """The planner's limits, with room in the queues for those who were admitted to longer ones."""
+        limits = self._limits.planner
+        if not self._admitted:
+            return limits
+        queues = Counter(one.waiter.key for one in self._waiting.values() if one.waiter.number <= self._admitted)
+        longest = max(queues.values(), default=0)
+        of_model = max(limits.queue_per_model, longest) if limits.queue_per_model else 0
+        return replace(limits, queue=max(limits.queue, queues.total()), queue_per_model=of_model)
 
     def open(self) -> None:
         """Begin to start workers. Until then requests are taken and wait: the daemon serves before it has looked at
@@ -237,13 +252,13 @@ class Gate:
         may_evict: bool,
     ) -> Lease:
         self._number += 1
-        number, since = self._number, self._clock.now()
+        number, since, wait_s = self._number, self._clock.now(), self._limits.wait_s
+        deadline = since + wait_s
         try:
-            async with asyncio.timeout(self._limits.wait_s):
+            async with asyncio.timeout(wait_s):
                 while True:
-                    wanted = await self._size(model)
+                    wanted = await self._size(model, number)
                     priority = self._rules_for(model).priority
-                    deadline = since + self._limits.wait_s
                     waiter = Waiter(number, wanted.key, since, deadline, caller, priority, may_evict)
                     self._wanted[wanted.key] = wanted
                     future = asyncio.get_running_loop().create_future()
@@ -251,7 +266,7 @@ class Gate:
                         return await self._queue(_Waiting(waiter, model, keep_alive_s, future, on_progress))
                     model = self._as_it_is(model)
         except TimeoutError:
-            raise self._too_late(model) from None
+            raise self._too_late(model, wait_s) from None
 
     def _check_breaker(self, model: Model, is_wish: bool) -> None:
         """A model that has just failed is not loaded again for everyone who asks. Raises what it failed with."""
@@ -266,7 +281,7 @@ class Gate:
         if error is not None:
             raise error
 
-    async def _size(self, model: Model) -> Wanted:
+    async def _size(self, model: Model, number: int) -> Wanted:
         """What the model needs; with a disk that has to be asked, or before the daemon knows its engine, that takes a
         while."""
         if self._is_closed:
@@ -274,7 +289,7 @@ class Gate:
         wanted = self._sizing.known(model) if self._opened.is_set() else None
         if wanted is not None:
             return wanted
-        if self._arriving >= self._limits.planner.queue:
+        if number > self._admitted and self._arriving >= self._limits.planner.queue:
             raise self._queue_full(f"{self._arriving} requests wait for the daemon to be ready", 1)
         self._arriving += 1
         try:
@@ -446,7 +461,8 @@ class Gate:
             case Reason.QUEUE_FULL:
                 error = self._queue_full(decision.why, decision.retry_after_s)
             case Reason.DEADLINE_EXCEEDED:
-                error = self._too_late(waiting.model)
+                waited_s = waiting.waiter.deadline - waiting.waiter.since
+                error = self._too_late(waiting.model, waited_s)
             case _:
                 problem = self._memory.problem
                 hint = f"the devices cannot be read: {problem}" if problem else "see what there is: vllamactl status"
@@ -467,11 +483,11 @@ class Gate:
             retry_after_s=retry_after_s,
         )
 
-    def _too_late(self, model: Model) -> VllamaError:
+    def _too_late(self, model: Model, wait_s: float) -> VllamaError:
         why = self.waits.get(model.name, "")
         return VllamaError(
             Reason.DEADLINE_EXCEEDED,
-            f"cannot serve {model.name}: it was not ready within {self._limits.wait_s:.0f} s",
+            f"cannot serve {model.name}: it was not ready within {wait_s:.0f} s",
             f"{why or 'see what it waits for: vllamactl status'}; or raise scheduler.load_wait",
             model=model.name,
         )
