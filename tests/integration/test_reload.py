@@ -55,6 +55,14 @@ class Configured:
         assert len(mine) == 1, self.daemon.workers()
         return mine[0]
 
+    def is_allowed(self, origin: str) -> bool:
+        """Whether a page from there may ask."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=60)
+        connection.request("GET", "/api/version", headers={"Origin": origin})
+        answer = connection.getresponse()
+        connection.close()
+        return answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == origin
+
     def chat(self, model: str) -> int:
         return self.daemon.request("POST", "/api/chat", {"model": model, **CHAT}).status
 
@@ -116,6 +124,8 @@ def test_under_load_no_request_fails_and_what_is_loaded_as_before_is_not_touched
             )
             load.go_on()
         assert house.chat("alias-3") == 200 and house.chat("alias-2") == 404
+        assert house.is_allowed("https://3.example") and not house.is_allowed("https://2.example")
+        assert house.daemon.request("POST", "/api/chat", b" " * (4 * 1024 * 1024 + 1)).status == 413
         told = house.reload('[[model]]\nmatch = "other"\ncontext_length = 512\n')
         load.go_on()
         assert [(one.model, pb.ModelChange.Kind.Name(one.kind)) for one in told.models] == [
@@ -124,11 +134,14 @@ def test_under_load_no_request_fails_and_what_is_loaded_as_before_is_not_touched
         ]
         assert house.worker("tiny")["pid"] == tiny["pid"], "it is healthy and as it would be loaded now"
         # The model that is asked: those who have begun finish, those who wait get the new worker.
-        house.reload('[[model]]\nmatch = "tiny"\ncontext_length = 256\n')
+        house.reload('[engine]\ncpu_kv_bytes = "128MiB"\n[[model]]\nmatch = "tiny"\ncontext_length = 256\n')
         load.go_on()
     assert set(load.statuses) == {200}
     again = house.worker("tiny")
     assert (again["context_length"], again["pid"] == tiny["pid"]) == (256, False)
+    command = Path(f"/proc/{again['pid']}/cmdline").read_bytes().decode().split("\0")
+    assert command[command.index("--kv-cache-memory-bytes") + 1] == str(128 << 20)
+    assert again["reserved_bytes"] < tiny["reserved_bytes"], "its place was reckoned with what it is started with"
     assert house.chat("other") == 200
     assert house.worker("other")["pid"] != other["pid"]
 

@@ -194,6 +194,37 @@ def test_only_a_larger_measurement_is_news(tmp_path: Path) -> None:
     at_desk(tmp_path, test)
 
 
+def test_what_was_measured_under_other_settings_is_not_kept(tmp_path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        before = await desk.sizing.wanted(LLAMA)
+        placed = place(before.demand, desk.memory.ledger)
+        assert isinstance(placed, Placement)
+        for key, is_outdated in (("what it was loaded as", False), (before.key, True)):
+            seen = Loaded(LLAMA, key, placed, 40 * GIB, 0)
+            seen.is_outdated = is_outdated
+            await desk.sizing.measured(cast(WorkerHandle, seen))
+        assert (await desk.sizing.footprints(LLAMA))[1].origin.value == "estimated"
+
+    at_desk(tmp_path, test)
+
+
+def test_other_rules_count_once_the_old_ones_are_forgotten(tmp_path: Path) -> None:
+    async def test(desk: Desk) -> None:
+        desk.rules = SizingRules(cache_tokens=8192)
+        reckoning = asyncio.create_task(desk.sizing.wanted(LLAMA))
+        while not desk.reads:
+            await asyncio.sleep(0)
+        desk.rules = SizingRules(cache_tokens=16_384)
+        desk.sizing.forget()
+        assert (await reckoning).demand.wanted_tokens == 16_384, "also for what was being reckoned meanwhile"
+        desk.rules = SizingRules(cache_tokens=65_536)
+        assert (await desk.sizing.wanted(LLAMA)).demand.wanted_tokens == 16_384
+        desk.sizing.forget()
+        assert (await desk.sizing.wanted(LLAMA)).demand.wanted_tokens == 65_536
+
+    at_desk(tmp_path, test)
+
+
 def test_files_that_cannot_be_read_are_told_as_such(tmp_path: Path) -> None:
     async def test(desk: Desk) -> None:
         desk.error = OSError(5, "Input/output error")
