@@ -1,6 +1,7 @@
 """Two configurations side by side: when each setting takes effect, what differs, and what is in force afterwards."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ ROW_SETS = (
 PLACES = Places(Path("/s"), Path("/r"), Path("/r/c"), Path("/r/w"), Path("/s/c"))
 
 
-def made(changed: frozenset[str], rows: int) -> Loaded:
+def made(changed: frozenset[str], rows: int, places: Places = PLACES) -> Loaded:
     values = {
         key: Setting(other(row), f"{key}:1") if key in changed else Setting(row.default, "default")
         for key, row in ROWS.items()
@@ -160,10 +161,15 @@ def made(changed: frozenset[str], rows: int) -> Loaded:
             value = getattr(one, row.attribute)
             if name != "match" and value is not None:
                 values[f"model[{one.match}].{name}"] = Setting(value, "file:9")
-    return Loaded(settings, values, PLACES, False, (), ())
+    return Loaded(settings, values, places, False, (), ())
 
 
 configurations = st.builds(made, st.frozensets(st.sampled_from(sorted(ROWS))), st.integers(0, len(ROW_SETS) - 1))
+
+
+def test_folders_and_sockets_stay_where_they_are() -> None:
+    elsewhere = replace(PLACES, socket=Path("/elsewhere"))
+    assert taken_over(made(frozenset(), 0), made(frozenset({"control.socket"}), 0, elsewhere)).places == PLACES
 
 
 @given(configurations, configurations)

@@ -267,6 +267,28 @@ def test_a_worker_of_before_is_placed_anew_after_a_crash() -> None:
     in_house(scene, A)
 
 
+def test_a_worker_that_failed_and_is_started_again_is_as_it_would_be_loaded_now() -> None:
+    async def scene(house: House) -> None:
+        asking = asyncio.create_task(house.gate.lease(A).__aenter__())
+        await house.until(lambda: house.launcher.children != [])
+        (handle,) = house.supervisor.handles()
+        house.reload(house.terms(), house.terms(), is_outdated=True)
+        await asyncio.sleep(0)
+        house.launcher.last.exit(1)
+        with pytest.raises(VllamaError):
+            await asking
+        assert handle.state is State.FAILED and handle.is_outdated
+        wish = house.gate.lease(A, is_wish=True)
+        asking = asyncio.create_task(wish.__aenter__())
+        await house.until(lambda: handle.state is State.STARTING)
+        assert not handle.is_outdated
+        house.launcher.last.healthy.set()
+        await asking
+        await wish.__aexit__(None, None, None)
+
+    in_house(scene, A)
+
+
 def test_who_waits_keeps_its_turn_and_gets_what_is_configured_now() -> None:
     async def scene(house: House) -> None:
         managers = [house.gate.lease(A) for _ in range(3)]
