@@ -69,7 +69,8 @@ class Configured:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Configured]:
-    with running(models={"tiny": {}, "other": {}, "slow": {"tokens": 100_000, "token_delay_s": 0.01}}) as daemon:
+    models = {"tiny": {}, "other": {}, "slow": {"tokens": 100_000, "token_delay_s": 0.01}, "late": {"load_s": 60.0}}
+    with running(models=models) as daemon:
         yield Configured(daemon)
 
 
@@ -143,6 +144,15 @@ def test_under_load_no_request_fails_and_what_is_loaded_as_before_is_not_touched
     assert command[command.index("--kv-cache-memory-bytes") + 1] == str(128 << 20)
     assert house.chat("other") == 200
     assert house.worker("other")["pid"] != other["pid"]
+
+
+def test_time_limits_hold_from_the_next_wait_on(house: Configured) -> None:
+    question = {"model": "late", **CHAT}
+    house.reload("[scheduler]\nload_wait = 0.2\n")
+    assert "it was not ready within" in house.daemon.request("POST", "/api/chat", question).json()["error"]
+    house.daemon.ctl("stop", "--force", "late")
+    house.reload("[engine]\nstart_timeout = 0.2\n")
+    assert "not ready after 0.2 s" in house.daemon.request("POST", "/api/chat", question).json()["error"]
 
 
 def test_a_dry_run_tells_what_would_happen_and_changes_nothing(house: Configured) -> None:
