@@ -218,11 +218,13 @@ class WorkerHandle:
         )
 
     def own_use(self) -> OwnUse:
-        """What the ledger's keeper may look for. What still grows is not told: all that was declared counts then."""
+        """What the ledger's keeper may look for. What still grows is not told: all that was declared counts then. Until
+        everything was measured once with all of it loaded, its processes are searched for at each look: one that came
+        last would be taken for somebody else's."""
         life = self._life
         if life is None:
             return OwnUse(self.holder, frozenset(), 0)
-        if self.state is State.STARTING:
+        if life.settled_bytes is None:
             return OwnUse(self.holder, life.pids, look=life.look_for_pids)
         return OwnUse(self.holder, life.pids, life.settled_bytes if self.state is State.READY else None)
 
