@@ -16,7 +16,7 @@ from vllamad.dialects.ollama_models import PullLines
 from vllamad.dialects.peek import Fields, bad_request, read_object
 from vllamad.dialects.recipes import options_with
 from vllamad.domain.errors import ModelNotFound, VllamaError
-from vllamad.domain.model import ModelDetails
+from vllamad.domain.model import Model, ModelDetails
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Operation
 from vllamad.domain.view import WorkerView, one_per_model
@@ -32,9 +32,16 @@ class Models:
     def __init__(self, services: Services, bodies: Bodies) -> None:
         self._services = services
         self._bodies = bodies
+        self._tags: dict[int, tuple[Model, bytes]] = {}
+        """Entries of the last list, by the identity of their models, which never change: clients ask for it again and
+        again, and a thousand entries written anew hold up every stream for ten milliseconds."""
 
     async def tags(self, request: web.Request, call: Call) -> web.Response:
-        return json_answer({"models": [ollama_models.tag(model) for model in self._services.catalog.list()]})
+        known, self._tags = self._tags, {}
+        for model in self._services.catalog.list():
+            entry = known.get(id(model))
+            self._tags[id(model)] = entry or (model, dumps(ollama_models.tag(model)))
+        return json_answer(b'{"models":[' + b",".join(entry for _, entry in self._tags.values()) + b"]}")
 
     async def ps(self, request: web.Request, call: Call) -> web.Response:
         now_s = time.time()
