@@ -23,6 +23,7 @@ from vllamad.host.folders import (
 )
 from vllamad.host.lock import FolderLock
 from vllamad.host.logs import configure, event, pick_format
+from vllamad.host.open_files import raise_open_files
 
 log = logging.getLogger("vllamad.daemon")
 
@@ -56,6 +57,7 @@ def _run(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed) -> int:
     configure(pick_format(settings.logging.format, os.environ, sys.stderr.fileno()), settings.logging.level)
     for warning in (*loaded.warnings, *passed.warnings):
         event(log, logging.WARNING, "config.warning", text=warning)
+    raise_open_files()
     make_folder(places.state, STATE_MODE, "state folder", "--state-dir")
     make_folder(places.runtime, RUNTIME_MODE, "runtime folder", "--runtime-dir")
     with contextlib.ExitStack() as locks:
