@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,8 @@ def run(script: fake.Script, work: Callable[[Wire, aiohttp.ClientSession], Await
         async with wire(script, **more) as made, aiohttp.ClientSession() as session, asyncio.timeout(60):
             return await work(made, session)
 
-    return asyncio.run(scene())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the daemon's own loop
+        return runner.run(scene())
 
 
 async def ask(made: Wire, session: aiohttp.ClientSession, path: str = PATHS["chat"], **fields: Any) -> Any:
@@ -136,6 +138,27 @@ def test_whole_answers_keep_their_length_and_their_bytes() -> None:
     assert got == body.replace(b"m:latest", b"m")
 
 
+@pytest.mark.parametrize("path", [PATHS["chat"], "/api/chat"])
+def test_an_old_client_gets_the_same_bytes_without_chunks(path: str) -> None:
+    _, data = recorded(RECORDED[0])
+
+    async def work(made: Wire, session: aiohttp.ClientSession) -> None:
+        body = json.dumps(BODY).encode()
+        host, port = made.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        top, _, got = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert b"transfer-encoding" not in top.lower()
+        if path == PATHS["chat"]:
+            assert got == data
+        else:
+            assert json.loads(got.splitlines()[-1])["done"] is True
+            assert all(json.loads(line)["model"] == BODY["model"] for line in got.splitlines())
+
+    run(says(data, range(0, len(data), 101)), work)
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 BIG_BYTES = 50_000_000
@@ -178,7 +201,8 @@ def test_memory_is_flat_while_50_mb_pass(name: str) -> None:
     run(floods(written), work)
 
 
-def test_a_client_that_reads_nothing_stops_the_engine_and_fills_no_memory() -> None:
+@pytest.mark.parametrize("path", [PATHS["chat"], "/api/chat"])
+def test_a_client_that_reads_nothing_stops_the_engine_and_fills_no_memory(path: str) -> None:
     written = [0]
 
     async def work(made: Wire, session: aiohttp.ClientSession) -> None:
@@ -189,7 +213,7 @@ def test_a_client_that_reads_nothing_stops_the_engine_and_fills_no_memory() -> N
         host, port = made.url.removeprefix("http://").split(":")
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-        request = f"POST {PATHS['chat']} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        request = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         await asyncio.get_running_loop().sock_sendall(sock, request.encode() + body)
         last = -1
         while written[0] != last:  # until nothing moves any more
@@ -430,6 +454,17 @@ def test_an_id_that_is_not_sane_is_replaced_for_the_engine_too() -> None:
             assert request.headers["x-request-id"] == answer.headers["X-Request-Id"] != "a b"
 
     run(script, work)
+
+
+def test_a_large_body_arrives_whole() -> None:
+    text = "ä" * 2_000_000
+
+    async def work(made: Wire, session: aiohttp.ClientSession) -> None:
+        status, _, got = await ask(made, session, messages=[{"role": "user", "content": text}])
+        assert (status, got) == (200, EVENT)
+        assert made.requests[0].fields["messages"][0]["content"] == text
+
+    run(says(EVENT), work)
 
 
 @pytest.mark.parametrize("size", [70_000, 200_000])

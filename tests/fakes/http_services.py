@@ -17,7 +17,7 @@ from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Operation, OperationKind, Progress
-from vllamad.domain.ports import EngineSocket
+from vllamad.domain.ports import EngineSocket, Sink
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import State
 from vllamad.http.services import CatalogService, OperationsService, Services
@@ -189,17 +189,26 @@ class FakeStream:
         self.headers: Mapping[str, str] = {"content-type": kind}
         self.is_closed = False
         self._chunks = chunks
+        self._poured = 0
         self._broken = broken
         self._hold = hold
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        for chunk in self._chunks:
+    async def pour(self, sink: Sink) -> bool:
+        while self._poured < len(self._chunks):
             await asyncio.sleep(0)
-            yield chunk
+            self._poured += 1
+            if sink(self._chunks[self._poured - 1]):
+                return True
         if self._hold is not None:
             await self._hold.wait()
         if self._broken is not None:
             raise self._broken
+        return False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        pieces: list[bytes] = []
+        while await self.pour(lambda piece: pieces.append(piece) is None):
+            yield pieces.pop()
 
     async def read(self) -> bytes:
         if self._hold is not None:

@@ -24,6 +24,7 @@ from vllamad.domain.ports import (
     EngineVersion,
     LoadStep,
     OutputLine,
+    Sink,
     Taken,
     WorkerPlaces,
 )
@@ -54,6 +55,12 @@ class FakeStream:
 
     def feed(self, chunk: bytes) -> None:
         self._chunks.put_nowait(chunk)
+
+    async def pour(self, sink: Sink) -> bool:
+        async for chunk in self.chunks():
+            if sink(chunk):
+                return True
+        return False
 
     async def chunks(self) -> AsyncIterator[bytes]:
         while (chunk := await self._chunks.get()) is not None:

@@ -262,6 +262,32 @@ def test_headers_and_bytes_pass_unchanged_and_nothing_is_added(
     theatre.shared(scene)
 
 
+def test_an_engine_that_refuses_a_large_body_before_it_has_read_it_is_heard(short_folder: Path) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 X\r\ncontent-length: 8\r\n\r\ntoo much")
+        while await reader.read(65536):
+            pass
+        writer.close()
+
+    async def scene() -> None:
+        path = short_folder / "s"
+        server = await asyncio.start_unix_server(refuse, str(path))
+        client = UdsEngineClient(path)
+        for body in (bytes(8_000_000), endless()):
+            async with asyncio.timeout(DEADLINE_S):
+                stream = await client.open("POST", "/v1/x", body)
+                assert (stream.status, await stream.read()) == (413, b"too much")
+        await client.close()
+        server.close()
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(65536)
+
+    asyncio.run(scene(), debug=True)
+
+
 def test_many_streams_at_once(theatre: Theatre) -> None:
     async def scene(engine: claims.Running) -> None:
         buffers = [bytearray() for _ in range(200)]

@@ -11,7 +11,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from tests.fakes.http_services import Answer, FakeStream, World, died, event, make_world, model, refusal
 from vllama.reasons import Reason
@@ -20,6 +19,7 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.operation import FileProgress, Progress
 from vllamad.host.logs import fields_of
 from vllamad.http.audio import AUDIO
+from vllamad.http.outlet import Outlet
 from vllamad.http.port_owner import port_owner
 from vllamad.http.realtime import REALTIME
 from vllamad.http.server import HttpServer, make_app
@@ -106,7 +106,7 @@ def test_hanging_up_in_the_middle_of_a_write_is_no_bug(
 
     async def work() -> None:
         async with serving(world) as session:
-            monkeypatch.setattr(web.StreamResponse, "write", fail)
+            monkeypatch.setattr(Outlet, "flush", fail)
             with pytest.raises(aiohttp.ClientError):
                 async with session.post("/api/chat", json=CHAT) as answer:
                     await answer.read()

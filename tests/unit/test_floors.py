@@ -40,6 +40,7 @@ and ids from values that come in."""
 
 DOORS: dict[str, set[str]] = {
     "aiohttp": {"vllamad/http/", "vllamad/engine/client.py", "vllamactl/bench/http.py"},
+    "httptools": {"vllamad/engine/connection.py"},
     "grpc": {"vllamad/control/", "vllamactl/client.py", "proto/vllama/"},
     "grpc_health": {"vllamad/control/"},
     "grpc_reflection": {"vllamad/control/"},

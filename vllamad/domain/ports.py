@@ -195,6 +195,10 @@ class Taken:
         return Taken(other.weights_bytes or self.weights_bytes, other.cache_tokens or self.cache_tokens)
 
 
+Sink = Callable[[bytes], bool]
+"""Gets a piece of an answer; True if it has enough for now. Called where the piece was read: it must not block."""
+
+
 class EngineStream(Protocol):
     """An answer of the engine whose head has arrived."""
 
@@ -208,8 +212,16 @@ class EngineStream(Protocol):
         """Response headers, names in lower case."""
         ...
 
+    async def pour(self, sink: Sink) -> bool:
+        """Give ``sink`` the body as it arrives, each read as one piece, until it has enough: then True, and the rest
+        waits for the next call (little of it here, the rest in the engine). False at the end of the body. Costs no
+        task a wake-up for each piece. Raises ENGINE_DIED if the connection breaks before its end, and what ``sink``
+        raises."""
+        ...
+
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives; never held back. Raises ENGINE_DIED if the connection breaks before its end."""
+        """The same for a loop: the body as it arrives; never held back. Raises ENGINE_DIED if the connection breaks
+        before its end."""
         ...
 
     async def read(self) -> bytes:

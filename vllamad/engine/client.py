@@ -1,17 +1,15 @@
-"""HTTP to one engine over its Unix socket (floor 2): the only module besides ``http/`` that imports aiohttp.
+"""HTTP to one engine over its Unix socket (floor 2); websockets by aiohttp, which only ``http/`` imports beside it.
 
 Bodies are bytes in both directions and nothing is held back. Every way in which the engine may fail us (refused,
 reset, silent, half an answer) leaves here as ENGINE_DIED.
 """
 
 import asyncio
-import io
 import json
 import logging
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
@@ -19,16 +17,15 @@ import aiohttp
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Adapter
+from vllamad.engine.connection import HOST, Connection, IdleConnections, request_head
 from vllamad.engine.sleep import SleepSwitch
+from vllamad.engine.stream import UdsEngineStream
 
-BASE = "http://engine"
+BASE = f"http://{HOST}"
 HEALTH_DEADLINE_S = 5.0
 CONNECT_DEADLINE_S = 5.0
 KEEP_ALIVE_S = 60.0
 """Shorter than the engine's own (``VLLM_HTTP_TIMEOUT_KEEP_ALIVE``), so that we are the ones who close."""
-
-READ_BUFFER_BYTES = 256 * 1024
-"""A client that does not read stops the engine's connection here, not in our memory."""
 
 ALREADY_KNOWN = "has already been loaded"
 """Two requests may teach it the same adapter at once."""
@@ -36,8 +33,10 @@ ALREADY_KNOWN = "has already been loaded"
 LARGE_BODY_BYTES = 1024 * 1024
 """Above it a body (images) is written in pieces, so that other streams get their turn in between."""
 
+PIECE_BYTES = 256 * 1024
+
 MAX_HEADER_BYTES = 256 * 1024
-"""Of one header of an answer: what reached the engine in a head may come back in one."""
+"""Of one header of a websocket's answer."""
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """Of a websocket: the engine takes clips of 25 MB, a third more in base64."""
@@ -60,9 +59,9 @@ class UdsEngineClient:
     def __init__(self, socket: Path, idle_s: float | None = None) -> None:
         self._socket = socket
         self._idle_s = idle_s
-        self._pooled: aiohttp.ClientSession | None = None
-        # For the second try of a request whose pooled connection was stale: the other pooled ones may be as old.
-        self._fresh: aiohttp.ClientSession | None = None
+        self._connections: set[Connection] = set()
+        self._idle = IdleConnections(KEEP_ALIVE_S)
+        self._websockets: aiohttp.ClientSession | None = None
         self._adapters: set[str] = set()
         self._switch = SleepSwitch(self.open)
         self._is_closed = False
@@ -74,11 +73,13 @@ class UdsEngineClient:
         if self._is_closed:
             return False
         try:
-            async with asyncio.timeout(HEALTH_DEADLINE_S), self._session().get(f"{BASE}/health") as answer:
-                return answer.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            async with asyncio.timeout(HEALTH_DEADLINE_S):
+                stream = await self.open("GET", "/health")
+                await stream.read()
+        except (VllamaError, TimeoutError) as error:
             _log.debug("engine.unhealthy socket=%s error=%r", self._socket, error)
             return False
+        return stream.status == 200
 
     async def context_length(self) -> int:
         """See ``EngineClient.context_length``."""
@@ -103,25 +104,25 @@ class UdsEngineClient:
         path: str,
         body: bytes | AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> "UdsEngineStream":
+    ) -> UdsEngineStream:
         """See ``EngineClient.open``. Cancelling drops the connection, and the engine the request."""
-        head = {"Content-Type": "application/json"} if body is not None else {}
-        head |= headers or {}
-        trace = SimpleNamespace(is_reused=False)
+        self._check_open()
+        fields = {"Content-Type": "application/json"} if body is not None else {}
+        fields |= headers or {}
         is_once = body is not None and not isinstance(body, bytes)
-        try:
+        connection = None if is_once else self._idle.take()
+        if connection is not None:
             try:
-                answer = await self._send(self._session(is_fresh=is_once), method, path, body, head, trace)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                return await self._send(connection, method, path, body, fields)
+            except VllamaError as error:
                 # Not a byte came, and the connection was an old one: the engine had closed it when we wrote (it does
                 # after an internal error). A request on a fresh connection is not sent twice: it may be what killed it.
-                if not trace.is_reused:
+                if connection.is_answered:
                     raise
-                _log.debug("engine.stale socket=%s error=%r", self._socket, error)
-                answer = await self._send(self._session(is_fresh=True), method, path, body, head, trace)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._died(_why(error)) from error
-        return UdsEngineStream(answer, self._idle_s, self._died)
+                self._check_open()
+                _log.debug("engine.stale socket=%s error=%s", self._socket, error.message)
+        # The second try is never on a pooled connection: the others may be as old.
+        return await self._send(await self._connect(), method, path, body, fields)
 
     async def learn(self, adapter: Adapter) -> None:
         """See ``EngineClient.learn``. Until it knows the name, the engine would answer without the adapter."""
@@ -157,7 +158,7 @@ class UdsEngineClient:
     async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> "UdsEngineSocket":
         """See ``EngineClient.connect``."""
         try:
-            connection = await self._session(is_fresh=True).ws_connect(
+            connection = await self._websocket_session().ws_connect(
                 f"{BASE}{path}", headers=headers, max_msg_size=MAX_FRAME_BYTES, autoclose=True
             )
         except aiohttp.WSServerHandshakeError as error:
@@ -175,52 +176,82 @@ class UdsEngineClient:
     async def close(self) -> None:
         """See ``EngineClient.close``."""
         self._is_closed = True
-        for session in (self._pooled, self._fresh):
-            if session is not None:
-                await session.close()
+        self._idle.close()
+        for connection in list(self._connections):
+            connection.abandon()
+        if self._websockets is not None:
+            await self._websockets.close()
 
     async def _send(
         self,
-        session: aiohttp.ClientSession,
+        connection: Connection,
         method: str,
         path: str,
         body: bytes | AsyncIterable[bytes] | None,
         headers: Mapping[str, str],
-        trace: SimpleNamespace,
-    ) -> aiohttp.ClientResponse:
-        data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY_BYTES else body
-        return await session.request(
-            method, f"{BASE}{path}", data=data, headers=headers, allow_redirects=False, trace_request_ctx=trace
-        )
+    ) -> UdsEngineStream:
+        """One request on one connection, to the head of its answer. Raises what ``body`` does, or ENGINE_DIED."""
+        stream = UdsEngineStream(connection, self._idle_s, self._died)
+        length = len(body) if isinstance(body, bytes) else 0 if body is None else None
+        head = request_head(method, path, headers, length)
+        try:
+            if body is None or (isinstance(body, bytes) and len(body) <= LARGE_BODY_BYTES):
+                connection.ask(head + (body or b""), stream)
+                await stream.head
+                return stream
+            connection.ask(head, stream)
+            pieces = _pieces(body) if isinstance(body, bytes) else aiter(body)
+            sending = asyncio.create_task(connection.send_rest(pieces, is_chunked=length is None))
+            try:
+                # An engine that refuses a body may answer before it has read it.
+                await asyncio.wait({sending, stream.head}, return_when=asyncio.FIRST_COMPLETED)
+                if not stream.head.done():
+                    sending.result()
+                await stream.head
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            return stream
+        except BaseException:
+            connection.drop()
+            raise
 
-    def _session(self, *, is_fresh: bool = False) -> aiohttp.ClientSession:
+    async def _connect(self) -> Connection:
+        """A new connection. Raises ENGINE_DIED."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_DEADLINE_S):
+                _, connection = await loop.create_unix_connection(
+                    lambda: Connection(self._idle.put, self._forget), str(self._socket)
+                )
+        except TimeoutError as error:
+            raise self._died("it does not accept connections in time") from error
+        except OSError as error:
+            raise self._died(f"it does not accept connections ({error.strerror or error})") from error
+        self._connections.add(connection)
+        return connection
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._idle.forget(connection)
+
+    def _websocket_session(self) -> aiohttp.ClientSession:
+        self._check_open()
+        if self._websockets is None:
+            self._websockets = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(str(self._socket), limit=0, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers={"User-Agent", "Accept-Encoding"},
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
+                trust_env=False,
+            )
+        return self._websockets
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise self._died("its worker is being stopped")
-        session = self._fresh if is_fresh else self._pooled
-        if session is None:
-            session = self._make_session(is_fresh=is_fresh)
-            if is_fresh:
-                self._fresh = session
-            else:
-                self._pooled = session
-        return session
-
-    def _make_session(self, *, is_fresh: bool) -> aiohttp.ClientSession:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
-        keep_alive = {"force_close": True} if is_fresh else {"keepalive_timeout": KEEP_ALIVE_S}
-        return aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self._socket), limit=0, **cast("dict[str, Any]", keep_alive)),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers={"User-Agent", "Accept-Encoding"},
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER_BYTES,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            trace_configs=[trace],
-            trust_env=False,
-        )
 
     def _died(self, why: str) -> VllamaError:
         return VllamaError(
@@ -235,79 +266,6 @@ def _message(said: str) -> str:
         return str(json.loads(said)["error"]["message"])
     except (ValueError, LookupError, TypeError):
         return said[:300]
-
-
-class UdsEngineStream:
-    """An answer whose head is there. Fills ``EngineStream``."""
-
-    def __init__(
-        self, answer: aiohttp.ClientResponse, idle_s: float | None, died: Callable[[str], VllamaError]
-    ) -> None:
-        self._answer = answer
-        self._idle_s = idle_s
-        self._died = died
-        self._is_silent = False
-        self._headers = {name.lower(): value for name, value in answer.headers.items()}
-
-    @property
-    def status(self) -> int:
-        """HTTP status."""
-        return self._answer.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Response headers, names in lower case."""
-        return self._headers
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """See ``EngineStream.chunks``. Leaving early closes the stream."""
-        loop = asyncio.get_running_loop()
-        idle_s = self._idle_s
-        # None while our own reader is busy with a chunk: its slowness is not the engine's silence.
-        waiting_since: float | None = None
-        timer: asyncio.TimerHandle | None = None
-
-        def look(idle_s: float) -> None:
-            # One timer a stream that looks back, instead of a new deadline for every token.
-            nonlocal timer
-            now = loop.time()
-            due = (now if waiting_since is None else waiting_since) + idle_s
-            if due > now:
-                timer = loop.call_at(due, look, idle_s)
-                return
-            self._is_silent = True
-            self.close()
-
-        if idle_s is not None:
-            timer = loop.call_later(idle_s, look, idle_s)
-        try:
-            while True:
-                waiting_since = loop.time()
-                chunk = await self._next()
-                waiting_since = None
-                if not chunk:
-                    return
-                yield chunk
-        finally:
-            if timer is not None:
-                timer.cancel()
-            # After the end this gives nothing up: the connection is back in the pool.
-            self.close()
-
-    async def _next(self) -> bytes:
-        try:
-            return await self._answer.content.readany()
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            # RuntimeError is aiohttp's word for reading on after close().
-            raise self._died(f"it was silent for {self._idle_s:g} s" if self._is_silent else _why(error)) from error
-
-    async def read(self) -> bytes:
-        """See ``EngineStream.read``."""
-        return b"".join([chunk async for chunk in self.chunks()])
-
-    def close(self) -> None:
-        """See ``EngineStream.close``."""
-        self._answer.close()
 
 
 class UdsEngineSocket:
@@ -346,19 +304,16 @@ class UdsEngineSocket:
         self._connection._response.close()  # pyright: ignore[reportPrivateUsage]
 
 
-async def _note_reuse(
-    _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.is_reused = True
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(body), PIECE_BYTES):
+        yield view[start : start + PIECE_BYTES].tobytes()
 
 
 def _why(error: Exception) -> str:
     match error:
         case aiohttp.ClientConnectorError():
             return f"it does not accept connections ({error.strerror})"
-        case aiohttp.ClientPayloadError():
-            return "the connection broke before the end of the answer"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
             return "it closed the connection without an answer"
         case TimeoutError():

@@ -20,6 +20,8 @@ JSON = "application/json; charset=utf-8"
 PLAIN_JSON = "application/json"
 NDJSON = "application/x-ndjson"
 TEXT = "text/plain"
+LINE_HEADERS = {"Content-Type": NDJSON, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Of a stream of lines: nobody between may hold it back."""
 
 GONE = 499
 """What the log says of a client that left; nobody is there to read a status."""
@@ -106,8 +108,6 @@ def text_answer(text: str, status: int = 200, content_type: str = TEXT) -> web.R
 
 async def start_lines(request: web.Request) -> web.StreamResponse:
     """Send the head of a stream of lines. From here on the status is spent."""
-    answer = web.StreamResponse(
-        headers={"Content-Type": NDJSON, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    )
+    answer = web.StreamResponse(headers=LINE_HEADERS)
     await answer.prepare(request)
     return answer

@@ -21,9 +21,10 @@ from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.domain.model import Model
 from vllamad.domain.ports import EngineStream
 from vllamad.http.bodies import OFFLOAD_BYTES, Bodies
-from vllamad.http.calls import JSON, PLAIN_JSON, Call, json_answer, start_lines
+from vllamad.http.calls import JSON, LINE_HEADERS, PLAIN_JSON, Call, json_answer
 from vllamad.http.errors import end_lines
 from vllamad.http.fitting import Fitting
+from vllamad.http.outlet import Outlet, Streamed
 from vllamad.http.services import HeldLease, Services
 
 log = logging.getLogger("vllamad.http")
@@ -179,39 +180,24 @@ class Inference:
         self, request: web.Request, call: Call, job: _Job, lease: HeldLease, stream: EngineStream, opened_ns: int
     ) -> web.StreamResponse:
         """Pass lines on as they come. The head leaves with the first line, so that a failure before it has a status."""
-        reply = job.new_reply()
-        answer: web.StreamResponse | None = None
-        first_ns = last_ns = 0
-        is_finished = False
+        answer = Streamed(headers=LINE_HEADERS)
+        outlet = Outlet(request, answer)
+        lines = _Lines(job.new_reply(), outlet, self._stamp, call, lease.load_ns, opened_ns)
         try:
-            async for chunk in stream.chunks():
-                if is_finished:
-                    continue  # read to the end, or the connection to the engine could not be used again
-                last_ns = time.perf_counter_ns()
-                first_ns = first_ns or last_ns
-                lines = reply.feed(chunk, self._stamp(time.time_ns()))
-                if reply.error is not None:
-                    raise reply.error
-                if reply.is_over:
-                    timing = Timing(call.spent_ns, lease.load_ns, first_ns - opened_ns, last_ns - first_ns)
-                    lines += reply.finish(self._stamp(time.time_ns()), timing)
-                    is_finished = True
-                if lines:
-                    if answer is None:
-                        call.first_token_ms = call.spent_ns / 1e6
-                        answer = await start_lines(request)
-                    await answer.write(lines)
-            if not is_finished:
-                reply.finish("", Timing(0, 0))  # raises: it broke off
+            while await stream.pour(lines.take):
+                if lines.failure is not None:
+                    raise lines.failure
+                await outlet.flush()
+            lines.check_end()
         except VllamaError as error:
-            if not is_finished:
-                if answer is None:
+            if not lines.is_finished:
+                if not outlet.has_begun:
                     raise
                 call.error = str(error.reason)
                 await end_lines(answer, error)
-        _note_usage(call, reply)
-        assert answer is not None  # a finished reply has at least its last line
-        await answer.write_eof()
+                return answer
+        _note_usage(call, lines.reply)
+        await outlet.end()
         return answer
 
     def _options(self, asked: Asked, model: Model) -> Options:
@@ -221,6 +207,67 @@ class Inference:
                 self._told.add(name)
                 log.info("http.option_without_effect option=%r why=%r model=%s", name[:80], why, model.name)
         return options
+
+
+class _Lines:
+    """The sink of a streamed answer: the engine's frames in, lines out. It runs once for every token, so it does as
+    little as it can."""
+
+    __slots__ = ("_call", "_first_ns", "_load_ns", "_opened_ns", "_outlet", "_stamp", "failure", "is_finished", "reply")
+
+    def __init__(
+        self,
+        reply: ChatStream | GenerateStream,
+        outlet: Outlet,
+        stamp: Stamp,
+        call: Call,
+        load_ns: int,
+        opened_ns: int,
+    ) -> None:
+        self.reply = reply
+        self.failure: VllamaError | None = None
+        self.is_finished = False
+        """The last line is on its way."""
+        self._outlet = outlet
+        self._stamp = stamp
+        self._call = call
+        self._load_ns = load_ns
+        self._opened_ns = opened_ns
+        self._first_ns = 0
+
+    def take(self, piece: bytes) -> bool:
+        """Translate and send; True once there is a failure, or the client has to be waited for."""
+        if self.is_finished:
+            return False  # read to the end, or the connection to the engine could not be used again
+        reply = self.reply
+        if not self._first_ns:
+            self._first_ns = time.perf_counter_ns()
+        try:
+            lines = reply.feed(piece, self._stamp(time.time_ns()))
+            if reply.error is not None:
+                raise reply.error
+            if reply.is_over:
+                lines += self._last_line()
+        except VllamaError as failure:
+            self.failure = failure
+            return True
+        if not lines:
+            return False
+        if not self._outlet.has_begun:
+            self._call.first_token_ms = self._call.spent_ns / 1e6
+        return self._outlet.put(lines)
+
+    def check_end(self) -> None:
+        """The engine's stream has ended. Raises ENGINE_DIED if that was too early."""
+        if not self.is_finished:
+            self.reply.finish("", Timing(0, 0))
+
+    def _last_line(self) -> bytes:
+        now_ns = time.perf_counter_ns()
+        timing = Timing(self._call.spent_ns, self._load_ns, self._first_ns - self._opened_ns, now_ns - self._first_ns)
+        line = self.reply.finish(self._stamp(time.time_ns()), timing)
+        self.is_finished = True
+        return line
 
 
 def _work(size: int, template: str) -> int:

@@ -22,6 +22,7 @@ from vllamad.domain.ports import EngineStream
 from vllamad.http import headers
 from vllamad.http.bodies import Bodies
 from vllamad.http.calls import Call, Handler
+from vllamad.http.outlet import Outlet, Streamed
 from vllamad.http.remote_images import RemoteImages
 from vllamad.http.services import HeldLease, Services
 
@@ -122,34 +123,51 @@ async def _refused(call: Call, lease: HeldLease, stream: EngineStream) -> web.Re
 async def _pump(
     request: web.Request, call: Call, wire: Wire, renamer: Renamer | None, stream: EngineStream
 ) -> web.StreamResponse:
-    answer = web.StreamResponse(status=stream.status, headers=headers.back(stream.headers))
+    answer = Streamed(status=stream.status, headers=headers.back(stream.headers))
     length = stream.headers.get("content-length", "")
     if length.isdecimal() and renamer is None:
         answer.content_length = int(length)
-    before = last = rest = b""
+    outlet = Outlet(request, answer)
+    pieces = _Pieces(renamer, outlet, call)
     try:
-        async for chunk in stream.chunks():
-            if renamer is not None:
-                chunk = renamer.feed(chunk)
-                if not chunk:
-                    continue
-            if not last:
-                call.first_token_ms = call.spent_ns / 1e6
-                await answer.prepare(request)
-            before, last = last, chunk
-            await answer.write(chunk)
-        if renamer is not None:
-            rest = renamer.flush()
+        while await stream.pour(pieces.take):
+            await outlet.flush()
     except VllamaError as error:
-        if not last:
+        if not outlet.has_begun:
             raise
         call.error = str(error.reason)
-        await _break_off(request, answer, wire, error, before + last)
+        await _break_off(request, answer, wire, error, pieces.end)
         return answer
-    if not last:
-        await answer.prepare(request)
-    await answer.write_eof(rest)
+    await outlet.end(renamer.flush() if renamer is not None else b"")
     return answer
+
+
+class _Pieces:
+    """The sink of an answer that passes. It remembers the end of what was sent, for the words of a failure."""
+
+    __slots__ = ("_before", "_call", "_last", "_outlet", "_renamer")
+
+    def __init__(self, renamer: Renamer | None, outlet: Outlet, call: Call) -> None:
+        self._renamer = renamer
+        self._outlet = outlet
+        self._call = call
+        self._before = self._last = b""
+
+    @property
+    def end(self) -> bytes:
+        """The last two pieces."""
+        return self._before + self._last
+
+    def take(self, piece: bytes) -> bool:
+        """Send; True if the client has to be waited for."""
+        if self._renamer is not None:
+            piece = self._renamer.feed(piece)
+            if not piece:
+                return False
+        if not self._outlet.has_begun:
+            self._call.first_token_ms = self._call.spent_ns / 1e6
+        self._before, self._last = self._last, piece
+        return self._outlet.put(piece)
 
 
 async def _break_off(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
-from vllamad.domain.ports import EngineClient, EngineSocket, EngineStream
+from vllamad.domain.ports import EngineClient, EngineSocket, EngineStream, Sink
 
 _ERROR_FRAME = b'data: {"error"'
 """How the engine says in mid-stream that it failed: its core may be dead, and its server about to follow."""
@@ -121,6 +121,21 @@ class _LeasedStream:
     @property
     def headers(self) -> Mapping[str, str]:
         return self._stream.headers
+
+    async def pour(self, sink: Sink) -> bool:
+        def watch(piece: bytes) -> bool:
+            if _ERROR_FRAME in piece:
+                self._lease.suspect()
+            return sink(piece)
+
+        try:
+            has_more = await self._stream.pour(watch)
+        except VllamaError as error:
+            self._lease.suspect()
+            raise self._lease.broken or error from error
+        if self._lease.broken is not None:  # closed under the reader: its end is not the answer's end
+            raise self._lease.broken
+        return has_more
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
