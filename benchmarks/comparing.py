@@ -17,7 +17,8 @@ TOPICS = (
 
 def prompts(count: int) -> list[str]:
     """Questions whose answers run into any limit; all different."""
-    return [f"Tell me a very long story about {topic}." for topic in TOPICS[:count]]
+    kinds = ("story", "poem", "letter", "lecture")
+    return [f"Tell me a very long {kind} about {topic}." for kind in kinds for topic in TOPICS][:count]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.client import BenchFailed, Client, Target
 from benchmarks.comparing import Comparison, compare, prompts
 from benchmarks.machine import cpu_s, resident_mb
-from benchmarks.report import Row
+from benchmarks.report import Row, streams_of
 from benchmarks.samples import Samples, pair_ratios
 from tests.fakes.daemon import FAKE_PYTHON, Daemon
 
@@ -46,11 +46,16 @@ class Effort:
     single_pairs: int = 6
     many_pairs: int = 4
     many: int = 16
+    most_pairs: int = 3
+    most: int = 50
+    source_rounds: int = 5
     single_tokens: int = 32
     many_tokens: int = 48
 
 
-QUICK = Effort(starts=3, calls=5, fake_pairs=2, answers=10, loads=1, single_pairs=2, many_pairs=2)
+QUICK = Effort(
+    starts=3, calls=5, fake_pairs=2, answers=10, loads=1, single_pairs=2, many_pairs=2, most_pairs=1, source_rounds=2
+)
 
 
 class HeardDaemon(Daemon):
@@ -181,7 +186,7 @@ def measure_gateway(effort: Effort, say: Say) -> list[Row]:
             found = compare(
                 client, targets, FAST, pid, streams=streams, tokens=tokens, pairs=effort.fake_pairs, watch=say
             )
-            name = f"gateway alone, {_streams(streams)} flat out"
+            name = f"gateway alone, {streams_of(streams)} flat out"
             rows += [found.speed_row(name, against), found.cpu_row(f"{name}: daemon's CPU")]
         daemon.ctl("stop", FAST)
         daemon.ctl("load", PACED)
@@ -191,7 +196,7 @@ def measure_gateway(effort: Effort, say: Say) -> list[Row]:
             before = cpu_s(pid)
             played = client.play(through, PACED, prompts(effort.many), 100)
             spent.append((cpu_s(pid) - before) * 1e6 / played.tokens)
-        name = f"gateway alone, {_streams(effort.many)} at {1 / PACE_S:.0f} tokens/s each: daemon's CPU"
+        name = f"gateway alone, {streams_of(effort.many)} at {1 / PACE_S:.0f} tokens/s each: daemon's CPU"
         rows.append(Row(name, "µs/token", Samples.of(spent)))
     return rows
 
@@ -253,11 +258,12 @@ def _streaming(daemon: Daemon, client: Client, effort: Effort, say: Say) -> list
     for streams, tokens, pairs in (
         (1, effort.single_tokens, effort.single_pairs),
         (effort.many, effort.many_tokens, effort.many_pairs),
+        (effort.most, effort.many_tokens, effort.most_pairs),
     ):
         found: Comparison = compare(
             client, targets, MODEL, pid_of(daemon), streams=streams, tokens=tokens, pairs=pairs, watch=say
         )
-        name = f"/api/chat, {_streams(streams)}"
+        name = f"/api/chat, {streams_of(streams)}"
         rows += [
             found.speed_row(name, against),
             found.first_row(f"{name}: first token", against),
@@ -284,7 +290,3 @@ def _link_or_copy(source: str, destination: str) -> str:
     except OSError:  # another file system
         shutil.copy2(source, destination)
     return destination
-
-
-def _streams(count: int) -> str:
-    return "1 stream" if count == 1 else f"{count} streams"

@@ -4,16 +4,12 @@ The engine is the fake, so that what is seen is the daemon's part. One model nam
 other has to be put into every chunk. Beside the daemon stands a pipe that moves bytes unread: what any detour costs.
 """
 
-import contextlib
-import subprocess
-import sys
-from collections.abc import Iterator
-
-from benchmarks.client import ROOT, Client, Target
+from benchmarks.client import Client, Target
 from benchmarks.comparing import compare, prompts
 from benchmarks.machine import cpu_s
 from benchmarks.measuring import FAKE_TOKENS, FAST, PACE_S, PACED, Effort, Say, daemon_of, pid_of, worker_target
-from benchmarks.report import Row
+from benchmarks.proxies import pipe_to
+from benchmarks.report import Row, streams_of
 from benchmarks.samples import Samples, pair_ratios, turns
 from tests.fakes.daemon import FAKE_PYTHON
 
@@ -23,20 +19,6 @@ OTHER_NAME = "fast"
 
 
 PIPE = "a pipe that moves bytes unread"
-
-
-@contextlib.contextmanager
-def pipe_to(target: Target) -> Iterator[tuple[Target, int]]:
-    """A pipe in front of a worker, and its process."""
-    command = [sys.executable, "-m", "benchmarks.pipe_process", target.socket]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            yield Target.passing(int(child.stdout.readline())), child.pid
-        finally:
-            child.stdin.close()
 
 
 def measure_passthrough(effort: Effort, say: Say) -> list[Row]:
@@ -61,15 +43,15 @@ def measure_passthrough(effort: Effort, say: Say) -> list[Row]:
                 found = compare(
                     client, targets, model, pid, streams=streams, tokens=tokens, pairs=effort.fake_pairs, watch=say
                 )
-                name = f"{what}, {_streams(streams)} flat out"
+                name = f"{what}, {streams_of(streams)} flat out"
                 rows += [found.speed_row(name, AGAINST), found.cpu_row(f"{name}: daemon's CPU", "µs/chunk")]
         daemon.ctl("stop", FAST)
         daemon.ctl("load", PACED)
-        with pipe_to(worker_target(daemon)) as (piped, pipe_pid):
+        with pipe_to(worker_target(daemon)) as pipe:
             for streams in (1, effort.many):
-                sides = ((through, pid), (piped, pipe_pid))
+                sides = ((through, pid), (pipe.target, pipe.pid))
                 spent = _paced(client, sides, streams, effort.fake_pairs)
-                name = f"passthrough, {_streams(streams)} at {1 / PACE_S:.0f} chunks/s each: daemon's CPU"
+                name = f"passthrough, {streams_of(streams)} at {1 / PACE_S:.0f} chunks/s each: daemon's CPU"
                 ratio = pair_ratios(spent[0], spent[1])
                 rows.append(Row(name, "µs/chunk", spent[0], PIPE, spent[1], ratio))
     return rows
@@ -89,7 +71,3 @@ def _paced(
             played = client.play(target, PACED, prompts(streams), 100)
             found[which].append((cpu_s(pid) - before) * 1e6 / played.tokens)
     return Samples.of(found[0]), Samples.of(found[1])
-
-
-def _streams(count: int) -> str:
-    return "1 stream" if count == 1 else f"{count} streams"

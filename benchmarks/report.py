@@ -54,6 +54,11 @@ def spread(samples: Samples, unit: str = "") -> str:
     return f"{median} ({shown(samples.least)} to {shown(samples.most)})"
 
 
+def streams_of(count: int) -> str:
+    """In words."""
+    return "1 stream" if count == 1 else f"{count} streams"
+
+
 def table(rows: Iterable[Row]) -> str:
     """Lines of columns, as wide as they need to be."""
     cells = [HEADER, *(row.cells() for row in rows)]

@@ -1,6 +1,7 @@
 """Measure what vllama costs: one run, medians, each beside what it is compared with.
 
-Usage: python benchmarks/run.py [--engine PYTHON --gguf FILE] [--quick] [--json FILE] [--model-state DIR]
+Usage: python benchmarks/run.py [--engine PYTHON --gguf FILE] [--quick] [--json FILE] [--plots DIR]
+                                [--only PART] [--model-state DIR]
 
 Run by `make bench`. Without --engine only what needs no engine is measured. Slow is never a failure: the exit status is
 1 only if something did not work. Everything that is started is gone at the end.
@@ -32,6 +33,10 @@ def parse() -> argparse.Namespace:
         "--model-state", type=Path, metavar="DIR", default=KEPT, help="state folder with the model made"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", default=ROOT / "build" / "bench.json")
+    parser.add_argument(
+        "--plots", type=Path, metavar="DIR", help="where pictures go; beside the JSON file if not given"
+    )
+    parser.add_argument("--only", metavar="PART", help='measure one part alone, such as "fast source"')
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     options = parser.parse_args()
     if (options.engine is None) != (options.gguf is None):
@@ -48,7 +53,7 @@ def main() -> int:
     options = parse()
     # Run by its path, not as a module: what this folder lies in is what can be imported.
     sys.path[0] = str(ROOT)
-    from benchmarks import machine, measuring, passthrough
+    from benchmarks import hotpath, machine, measuring, passthrough, plots, scaling
     from benchmarks.client import BenchFailed
     from benchmarks.report import Row, table
 
@@ -68,10 +73,17 @@ def main() -> int:
         "vllamactl ps": lambda: measuring.measure_ps(effort),
         "gateway alone": lambda: measuring.measure_gateway(effort, say),
         "passthrough": lambda: passthrough.measure_passthrough(effort, say),
+        "fast source": lambda: hotpath.measure_hotpath(effort, say),
+        "growth": lambda: scaling.measure_scaling(effort, say),
     }
     if options.engine is not None:
         parts["real engine"] = engine
+    if options.only is not None and options.only not in parts:
+        say(f"✗ no part is called {options.only!r}; there are: {', '.join(parts)}")
+        return 2
     for name, measure in parts.items():
+        if options.only not in {None, name}:
+            continue
         say(f"→ {name}")
         try:
             rows += measure()
@@ -82,6 +94,10 @@ def main() -> int:
     found |= {"rows": [row.document() for row in rows], "failures": failures}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    folder = options.plots or options.json.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, picture in plots.pictures(rows).items():
+        (folder / file).write_text(picture)
     sys.stdout.write(table(rows) + "\n")
     say(f"• all numbers: {options.json}")
     return 1 if failures else 0

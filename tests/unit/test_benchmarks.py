@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.answers import BadAnswer, read_answer
+from benchmarks.plots import pictures
 from benchmarks.report import Row, table
 from benchmarks.samples import Samples, pair_ratios, turns
 
@@ -89,3 +91,19 @@ def test_half_an_answer_is_no_measurement(lines: tuple[bytes, ...], why: str) ->
 
 def _reads(lines: Sequence[bytes]) -> list[tuple[float, bytes]]:
     return [(float(at), line) for at, line in enumerate(lines)]
+
+
+def test_a_picture_shows_every_number_of_its_rows() -> None:
+    one, other = Samples.of([30.0, 20.0, 25.0]), Samples.of([10.0, 11.0, 12.0])
+    rows = [
+        Row("fast source tokens alone, 16 streams: CPU of Ollama face", "µs/token", one, "a bare pipe", other),
+        Row("/api/chat, 1 stream", "tokens/s", other, "the worker <directly>", one),
+        Row("something else", "s", one),
+    ]
+    made = pictures(rows)
+    assert set(made) == {"cpu-alone.svg", "engine.svg"}
+    for picture in made.values():
+        texts = [each.text for each in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
+        assert any("25.0" in (text or "") for text in texts) and any("11.0" in (text or "") for text in texts)
+    assert "the worker &lt;directly&gt;" in made["engine.svg"]
+    assert pictures([rows[2]]) == {}
