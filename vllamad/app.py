@@ -609,6 +609,8 @@ class Daemon:
 
 
 def _configured(settings: Settings, model: Model) -> Model:
+    if not settings.model:  # no rows: asked a thousand times for a list of a thousand
+        return model
     chosen = settings.for_model(*model.lineage)
     return with_parsers(model, chosen.tool_parser, chosen.reasoning_parser)
 

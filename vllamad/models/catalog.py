@@ -54,8 +54,8 @@ class Catalog:
         self._aliases = _parsed(aliases or {})
         self._models: dict[str, Model] = {}
         self._ranks: dict[str, int] = {}
-        self._listed: list[Model] | None = None
-        """What ``list`` answers, until a model comes or goes."""
+        self._newest: list[Model] | None = None
+        """The models in the order of ``list``, until one comes or goes."""
         # One thread: commits and removals of a store must not overlap, and a disk walk is no work for the loop.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
 
@@ -68,11 +68,10 @@ class Catalog:
         self._changed()
 
     def list(self) -> list[Model]:
-        """Every model as it is configured, newest first. As long as none comes or goes, they are the same objects."""
-        if self._listed is None:
-            newest = sorted(self._models.values(), key=lambda model: (-model.modified_time, model.name))
-            self._listed = [self._configured(model) for model in newest]
-        return self._listed.copy()
+        """Every model as it is configured, newest first."""
+        if self._newest is None:
+            self._newest = sorted(self._models.values(), key=lambda model: (-model.modified_time, model.name))
+        return [self._configured(model) for model in self._newest]
 
     def resolve(self, name: str) -> Model:
         """The model that a name means here, as it is configured: its own name, or a configured alias.
@@ -332,7 +331,7 @@ class Catalog:
             if model.adapter is not None:
                 ranks[model.path] = max(ranks.get(model.path, 0), model.adapter.rank)
         self._ranks = ranks
-        self._listed = None
+        self._newest = None
         self.on_change()
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
