@@ -4,6 +4,7 @@ import asyncio
 import grp
 import math
 import os
+import resource
 import select
 import signal
 import socket
@@ -24,6 +25,7 @@ from vllamad.host.clock import RealClock
 from vllamad.host.folders import PRIVATE_MODE, RUNTIME_MODE, make_folder, make_private_folder, share_with_group
 from vllamad.host.lock import FolderLock
 from vllamad.host.notify import SystemdNotifier, watchdog_interval_s
+from vllamad.host.open_files import raise_open_files
 from vllamad.host.signals import Signals
 
 # --- notify ----------------------------------------------------------------------------------------------------------
@@ -314,3 +316,17 @@ def test_the_fake_clock_runs_timers_at_their_instants_also_those_armed_on_the_wa
     clock.advance(3)
     assert seen == [("first", 110), ("second", 111), ("third", 111.5)]
     assert (clock.now(), clock.time() - start, clock.pending()) == (112, 12, [])
+
+
+# --- open files ------------------------------------------------------------------------------------------------------
+
+
+def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard, 512), hard))
+    try:
+        assert raise_open_files() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        assert raise_open_files() == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -228,6 +228,9 @@ class UdsEngineClient:
             raise self._died("it does not accept connections in time") from error
         except OSError as error:
             raise self._died(f"it does not accept connections ({error.strerror or error})") from error
+        if self._is_closed:  # meanwhile
+            connection.drop()
+        self._check_open()
         self._connections.add(connection)
         return connection
 
