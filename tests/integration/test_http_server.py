@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -57,6 +58,32 @@ def first_tokens(count: int = 1) -> list[bytes]:
 def requests(caplog: pytest.LogCaptureFixture) -> list[Any]:
     """The fields of the lines about requests."""
     return [fields_of(record) for record in caplog.records if record.getMessage() == "http.request"]
+
+
+# --- the list ---
+
+
+def test_the_list_is_never_an_old_one() -> None:
+    world = make_world(model("one"), model("two"))
+    models = world.catalog.models
+
+    async def listed(session: Session) -> dict[str, str]:
+        async with session.get("/api/tags") as answer:
+            return {each["name"]: each["digest"] for each in (await answer.json())["models"]}
+
+    async def work() -> None:
+        async with serving(world) as session:
+            first = await listed(session)
+            assert set(first) == {"one:latest", "two:latest"} and await listed(session) == first
+            key, replaced = next((key, each) for key, each in models.items() if each.name == "one:latest")
+            models[key] = replace(replaced, digest="0" * 64)
+            assert await listed(session) == first | {"one:latest": "0" * 64}
+            del models[key]
+            assert set(await listed(session)) == {"two:latest"}
+            models.clear()
+            assert await listed(session) == {}
+
+    run(work())
 
 
 # --- a client that leaves ---
