@@ -192,7 +192,7 @@ def test_models_share_the_memory_and_take_turns_where_it_is_too_little(new_house
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_numbers(new_house: NewHouse) -> None:
-    daemon = new_house(models={"tiny": {}}, VLLAMA_ENGINE_CPU_MEMORY_BYTES="1GiB")
+    daemon = new_house(models={"tiny": {}}, VLLAMA_ENGINE_CPU_MEMORY_BYTES="1GiB", VLLAMA_ENGINE_DTYPE="float32")
     answer = daemon.request("POST", "/v1/chat/completions", chat("tiny"))
     assert answer.status == 422
     assert "it can never fit: needs 1.6 GiB" in answer.body.decode()
