@@ -1,0 +1,61 @@
+"""THE list of what a package puts on a machine: the .deb, the rpm's spec and the container's recipe are made from it.
+
+What is made out of the repository's files is told by ``source``: a path in the repository, or how stage.py makes it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.install_units import places
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "vllama"
+HOME = "/usr/lib/vllama"
+"""The daemon's own environment: a virtual environment that nobody writes to."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """``path`` is where it is on the machine; a tree of files ends in a slash. ``source`` is a path in the repository,
+    or a word in angle brackets: who makes it. ``is_config``: an upgrade keeps what the administrator changed.
+    ``rpm_path`` is set where distributions with rpm have another place for it."""
+
+    path: str
+    source: str
+    mode: int = 0o644
+    is_config: bool = False
+    rpm_path: str = ""
+
+    @property
+    def is_tree(self) -> bool:
+        return self.path.endswith("/")
+
+
+def _man(page: str, section: int) -> File:
+    return File(f"/usr/share/man/man{section}/{page}.{section}.gz", "<manual>")
+
+
+FILES: tuple[File, ...] = (
+    File("/usr/bin/vllamad", "<launcher>", 0o755),
+    File("/usr/bin/vllamactl", "<launcher>", 0o755),
+    File(f"{HOME}/", "<environment>"),
+    *(File(f"/{place}", f"systemd/{name}") for name, place in places(vendor=True).items()),
+    File("/etc/vllama/config.toml", "packaging/config.toml", is_config=True),
+    _man("vllamad", 8),
+    _man("vllamactl", 1),
+    _man("vllama-config", 5),
+    File("/usr/share/bash-completion/completions/vllamactl", "<completion>"),
+    File("/usr/share/fish/vendor_completions.d/vllamactl.fish", "<completion>"),
+    File(
+        "/usr/share/zsh/vendor-completions/_vllamactl",
+        "<completion>",
+        rpm_path="/usr/share/zsh/site-functions/_vllamactl",
+    ),
+    File("/usr/share/doc/vllama/copyright", "<copyright>"),
+    File("/usr/share/doc/vllama/changelog.Debian.gz", "<changelog>", rpm_path="-"),
+    *(
+        File(f"/usr/share/doc/vllama/examples/{path.name}", f"systemd/examples/{path.name}")
+        for path in sorted((ROOT / "systemd/examples").iterdir())
+    ),
+)
+"""In the order in which a person would look for them."""
