@@ -28,6 +28,7 @@ VERBS = {
     "config": "config",
     "reload": "reload",
     "doctor": "doctor",
+    "engine": "engine",
     "version": "version",
     "completion": "completion",
 }

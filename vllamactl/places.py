@@ -1,9 +1,10 @@
-"""Where the daemon's control socket may be (floor 3). The daemon's side of this is its configuration."""
+"""Where the daemon's control socket and its state may be (floor 3). The daemon's side of this is its configuration."""
 
 import os
 from collections.abc import Mapping
 
 SYSTEM_SOCKET = "/run/vllama/vllamad.sock"
+SYSTEM_STATE = "/var/lib/vllama"
 
 
 def socket_candidates(given: str | None, env: Mapping[str, str] = os.environ) -> list[str]:
@@ -18,6 +19,18 @@ def socket_candidates(given: str | None, env: Mapping[str, str] = os.environ) ->
     state = env.get("VLLAMA_STATE_DIR") or f"{_data_home(env)}/vllama"
     places += [f"{state}/run/vllamad.sock", SYSTEM_SOCKET]
     return places
+
+
+def state_folder(given: str = "", env: Mapping[str, str] = os.environ, *, is_root: bool | None = None) -> str:
+    """Return the state folder of the daemon that is meant: the one that was named (option or VLLAMA_STATE_DIR); else
+    the service's, for root and where the user has none of its own."""
+    named = given or env.get("VLLAMA_STATE_DIR")
+    if named:
+        return os.path.abspath(os.path.expanduser(named))  # noqa: PTH100, PTH111 - as above
+    if os.geteuid() == 0 if is_root is None else is_root:
+        return SYSTEM_STATE
+    own = f"{_data_home(env)}/vllama"
+    return SYSTEM_STATE if os.path.isdir(SYSTEM_STATE) and not os.path.isdir(own) else own  # noqa: PTH112
 
 
 def history_file(env: Mapping[str, str] = os.environ) -> str:

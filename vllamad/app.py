@@ -123,7 +123,7 @@ class Daemon:
         self._own_lines = LineRing(OWN_LINES)
         self._end_sink = add_sink(self._keep_line, loop.call_soon_threadsafe)
 
-        self._python = python = find_engine_python(settings.engine.python, Path(sys.prefix)).path
+        self._python = python = find_engine_python(settings.engine.python, Path(sys.prefix), places.engines).path
         self._launcher = PosixLauncher(str(places.runtime), cgroup.settle(), places.state / "shared-memory.json")
         self._has_driver = GPU_DRIVER.exists()
         self._gpus = NvmlProbe(visible=environ.get("CUDA_VISIBLE_DEVICES"))

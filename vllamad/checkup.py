@@ -48,7 +48,7 @@ def refused(error: VllamaError) -> dict[str, object]:
 def config(loaded: Loaded) -> dict[str, object]:
     """The part ``config``: whether it is valid, and what of it tells where to look."""
     settings, places = loaded.settings, loaded.places
-    python = find_engine_python(settings.engine.python, Path(sys.prefix))
+    python = find_engine_python(settings.engine.python, Path(sys.prefix), places.engines)
     return {
         "part": "config",
         "version": __version__,
@@ -84,7 +84,7 @@ async def look(loaded: Loaded, environ: Mapping[str, str], emit: Emit = emit) ->
 
 async def _engine(loaded: Loaded, environ: Mapping[str, str], launcher: Launcher, gpus: NvmlProbe, emit: Emit) -> None:
     settings = loaded.settings.engine
-    python = find_engine_python(settings.python, Path(sys.prefix)).path
+    python = find_engine_python(settings.python, Path(sys.prefix), loaded.places.engines).path
 
     async def has_gpu() -> bool:
         return _has_driver() or bool(await gpus.read())

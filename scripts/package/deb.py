@@ -96,9 +96,7 @@ def pack(root: Path, package: Path, version: str, *, when: int, compression: str
 
 def architecture() -> str:
     """Debian's name for this machine's."""
-    return subprocess.run(
-        ["dpkg", "--print-architecture"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(["dpkg", "--print-architecture"], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> int:

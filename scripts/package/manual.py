@@ -12,6 +12,7 @@ import click
 from vllama import __version__
 from vllama.reasons import ROWS as REASONS
 from vllamactl.cli import cli
+from vllamactl.invocation import global_options
 from vllamad.config.flags import build_parser
 from vllamad.config.rows import Row
 from vllamad.config.settings import FILE_ROWS, SECTIONS
@@ -114,7 +115,7 @@ def vllamactl_page() -> Iterator[str]:
 
 
 def _verbs(group: click.Group, context: click.Context) -> Iterator[str]:
-    shared = frozenset(parameter.name for parameter in cli.params)
+    shared = frozenset(parameter.name for parameter in global_options())
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None, name
@@ -122,7 +123,9 @@ def _verbs(group: click.Group, context: click.Context) -> Iterator[str]:
         yield f".SS {text(' '.join([inner.command_path, *command.collect_usage_pieces(inner)]))}"
         for part in (command.help or "").strip().split("\n\n"):
             part = part.strip("\n")
-            yield from block(part.removeprefix("\b\n")) if part.startswith("\b") else (".PP", text(" ".join(part.split())))
+            yield from (
+                block(part.removeprefix("\b\n")) if part.startswith("\b") else (".PP", text(" ".join(part.split())))
+            )
         yield from _options(command, inner, shared)
         if isinstance(command, click.Group):
             yield from _verbs(command, inner)

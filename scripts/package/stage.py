@@ -102,7 +102,14 @@ def _add_own(home: Path) -> None:
 
 
 def _pip(environment: Path, *words: str) -> None:
-    flags = ["--quiet", "--no-deps", "--no-compile", "--no-input", "--disable-pip-version-check", "--no-build-isolation"]
+    flags = [
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-build-isolation",
+    ]
     command = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", *flags, *words]
     # An administrator's constraints are no part of what a package is made of.
     run(command, PYTHONPATH=str(recent_tools()), PIP_CONSTRAINT="")
@@ -184,7 +191,11 @@ def copyright_page(home: Path) -> str:
         facts = HeaderParser().parsestr(metadata.read_text(encoding="utf-8", errors="replace"))
         if facts["Name"] == NAME:
             continue
-        texts = [path for path in metadata.parent.rglob("*") if path.is_file() and path.name.upper().startswith(("LICEN", "COPYING"))]
+        texts = [
+            path
+            for path in metadata.parent.rglob("*")
+            if path.is_file() and path.name.upper().startswith(("LICEN", "COPYING"))
+        ]
         where = ", ".join(sorted(f"{HOME}/{path.relative_to(home)}" for path in texts))
         author = facts["Author"] or facts["Author-email"] or facts["Maintainer-email"] or "its authors"
         parts.append(

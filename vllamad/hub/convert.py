@@ -67,7 +67,7 @@ class GgufConverter:
             raise VllamaError(
                 Reason.ENGINE_START_FAILED,
                 f"cannot {doing}: {error.message.partition(': ')[2]}",
-                "install the engine (make engine), or set engine.python to an interpreter that has it",
+                "install the engine (vllamactl engine install), or set engine.python to an interpreter that has it",
             ) from error
         return StagedModel(folder=folder, source=Source(SourceKind.GGUF))
 
