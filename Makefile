@@ -10,7 +10,7 @@ PORT ?= 11434
 # Which packages an environment has is told by the hash of the file that names them.
 STAMP := $(shell sha256sum pyproject.toml | cut -c1-12)
 
-.PHONY: help demo serve test test-quick test-systemd soak kill-matrix check bench engine proto docs clean venv venv-dev have-python
+.PHONY: help demo serve test test-quick test-systemd soak kill-matrix check bench engine proto docs deb clean venv venv-dev have-python
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -63,9 +63,13 @@ engine: ## make the engine's environment and print its interpreter
 proto: venv-dev ## generate the gRPC stubs
 	@$(BIN)/python scripts/gen_proto.py
 
-docs: venv-dev ## generate the reference pages
+docs: venv-dev ## generate the reference pages, and the recipes of packages
 	@$(BIN)/python scripts/gen_docs.py
 	@$(BIN)/python scripts/gen_cli_docs.py
+	@$(BIN)/python -m scripts.package.recipes
+
+deb: | have-python ## build the Debian package into dist/, for this machine's Python and architecture
+	@$(PYTHON) -m scripts.package.deb
 
 venv: $(VENV)/.base-$(STAMP)
 

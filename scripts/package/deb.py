@@ -18,14 +18,11 @@ import tempfile
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from scripts.package.files import FILES, NAME, ROOT
+from scripts.package.files import DEBIAN_ENGINE_NEEDS, DEBIAN_NEEDS, FILES, NAME, ROOT
 from scripts.package.stage import PYTHON, stage
 
 DEBIAN = ROOT / "packaging/deb"
 SCRIPTS = ("postinst", "prerm", "postrm")
-LIBC = "2.28"
-"""The oldest C library that the wheels of requirements/daemon.lock are built for (manylinux_2_28, hf-xet's)."""
-
 CONTROL = """\
 Package: {name}
 Version: {version}
@@ -33,8 +30,8 @@ Architecture: {architecture}
 Maintainer: The vllama project <maintainers@vllama.invalid>
 Installed-Size: {kibibytes}
 Pre-Depends: init-system-helpers (>= 1.54)
-Depends: {python}, libc6 (>= {libc}), libgcc-s1, libstdc++6, ca-certificates, systemd
-Recommends: {python}-venv, {python}-dev, gcc, libc6-dev
+Depends: {python}, {needs}, systemd
+Recommends: {python}-venv, {python}-dev, {engine_needs}
 Section: net
 Priority: optional
 Description: language models behind Ollama's, OpenAI's and Anthropic's APIs
@@ -74,7 +71,8 @@ def pack(root: Path, package: Path, version: str, *, when: int, compression: str
     control.mkdir()
     (control / "md5sums").write_text("\n".join(sums) + "\n")
     (control / "conffiles").write_text("".join(f"{file.path}\n" for file in FILES if file.is_config))
-    fields = {"name": NAME, "version": version, "architecture": architecture(), "python": PYTHON, "libc": LIBC}
+    fields = {"name": NAME, "version": version, "architecture": architecture(), "python": PYTHON}
+    fields |= {"needs": ", ".join(DEBIAN_NEEDS), "engine_needs": ", ".join(DEBIAN_ENGINE_NEEDS)}
     (control / "control").write_text(CONTROL.format(**fields, kibibytes=kibibytes))
     for name in SCRIPTS:
         shutil.copy(DEBIAN / name, control)

@@ -13,12 +13,19 @@ NAME = "vllama"
 HOME = "/usr/lib/vllama"
 """The daemon's own environment: a virtual environment that nobody writes to."""
 
+DEBIAN_NEEDS = ("libc6 (>= 2.28)", "libgcc-s1", "libstdc++6", "ca-certificates")
+"""Besides Python. The C library is the one that the wheels of requirements/daemon.lock are built for: hf-xet's are
+manylinux_2_28, all others older."""
+
+DEBIAN_ENGINE_NEEDS = ("gcc", "libc6-dev")
+"""What an engine needs on GPUs, besides Python's headers: Triton compiles small programs at run time."""
+
 
 @dataclass(frozen=True, slots=True)
 class File:
     """``path`` is where it is on the machine; a tree of files ends in a slash. ``source`` is a path in the repository,
     or a word in angle brackets: who makes it. ``is_config``: an upgrade keeps what the administrator changed.
-    ``rpm_path`` is set where distributions with rpm have another place for it."""
+    ``rpm_path`` is set where distributions with rpm have another place for it; "-": they do not want it."""
 
     path: str
     source: str
@@ -29,6 +36,10 @@ class File:
     @property
     def is_tree(self) -> bool:
         return self.path.endswith("/")
+
+    def place(self, *, is_rpm: bool) -> str:
+        """Its path in one of the two kinds of package; "" where it is in that kind not at all."""
+        return (self.rpm_path or self.path).removeprefix("-") if is_rpm else self.path
 
 
 def _man(page: str, section: int) -> File:
@@ -53,6 +64,7 @@ FILES: tuple[File, ...] = (
     ),
     File("/usr/share/doc/vllama/copyright", "<copyright>"),
     File("/usr/share/doc/vllama/changelog.Debian.gz", "<changelog>", rpm_path="-"),
+    File("/usr/share/lintian/overrides/vllama", "packaging/deb/lintian-overrides", rpm_path="-"),
     *(
         File(f"/usr/share/doc/vllama/examples/{path.name}", f"systemd/examples/{path.name}")
         for path in sorted((ROOT / "systemd/examples").iterdir())

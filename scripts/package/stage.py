@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lay out what a package puts on a machine, below a folder: the files of the list in files.py, and nothing else.
 
-Usage: python -m scripts.package.stage FOLDER
+Usage: python -m scripts.package.stage [--rpm] FOLDER      (--rpm: where distributions with rpm expect them)
 
 The daemon's environment is put together from requirements/daemon.lock with hashes, compiled, and cached in the user's
 cache folder; the repository's own packages come on top. It is for the minor version of the Python that runs this, and
@@ -46,16 +46,19 @@ sys.exit(main())
 # -I: neither the environment of whoever calls it nor the folder it is called in gets a say in what is imported.
 
 
-def stage(root: Path) -> None:
-    """Fill ``root``, which must not be there yet."""
-    root.mkdir(parents=True)
+def stage(root: Path, *, is_rpm: bool = False) -> None:
+    """Fill ``root``, which is empty or not there yet."""
+    root.mkdir(parents=True, exist_ok=True)
+    if any(root.iterdir()):
+        raise SystemExit(f"✗ {root} is not empty: name another folder")
     home = root / HOME.lstrip("/")
     shutil.copytree(third_party(), home, symlinks=True)
     _add_own(home)
     for file in FILES:
-        path = root / file.path.lstrip("/")
-        if file.is_tree:
+        place = file.place(is_rpm=is_rpm)
+        if file.is_tree or not place:
             continue
+        path = root / place.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_content(file, home))
         path.chmod(file.mode)
@@ -221,7 +224,9 @@ def _licence(facts: Message) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    stage(parser.parse_args().folder)
+    parser.add_argument("--rpm", action="store_true")
+    options = parser.parse_args()
+    stage(options.folder, is_rpm=options.rpm)
     return 0
 
 

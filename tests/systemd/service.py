@@ -37,6 +37,8 @@ store.commit(ModelRef.parse("tiny"), StagedModel(staging, Source(SourceKind.FOLD
 class Service:
     """The unit in a box."""
 
+    VLLAMACTL = str(BIN / "vllamactl")
+
     def __init__(self, box: Box) -> None:
         self.box = box
 
@@ -126,7 +128,7 @@ class Service:
 
     def ctl(self, user: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """vllamactl as a user of the machine."""
-        return self.box.run("runuser", "-u", user, "--", str(BIN / "vllamactl"), *words, check=False)
+        return self.box.run("runuser", "-u", user, "--", self.VLLAMACTL, *words, check=False)
 
     def ps(self) -> list[dict[str, Any]]:
         """What ``vllamactl ps`` shows a member of the group."""

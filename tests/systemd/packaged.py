@@ -1,0 +1,62 @@
+"""vllamad in a box, as its Debian package installs it."""
+
+import sys
+from pathlib import Path
+
+from scripts.package.deb import architecture, pack
+from scripts.package.stage import stage
+from tests.systemd.service import ROOT, STORE, Service
+
+WHEN = 1_790_000_000
+NEW_DEFAULT = "\n# A newer version says more.\n"
+
+
+class Packages:
+    """Two versions of the package, the second with another configuration file. Packed without compression: that takes
+    a minute, and is nothing that can break."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        stage(self.root)
+        self.first = self._pack(folder, "0.1.0-1")
+        config = self.root / "etc/vllama/config.toml"
+        config.write_text(config.read_text() + NEW_DEFAULT)
+        self.second = self._pack(folder, "0.1.0-2")
+
+    def _pack(self, folder: Path, version: str) -> Path:
+        name = folder / f"vllama_{version}_{architecture()}.deb"
+        return pack(self.root, name, version, when=WHEN, compression="none")
+
+
+class PackagedService(Service):
+    """The unit that a package brings."""
+
+    VLLAMACTL = "/usr/bin/vllamactl"
+
+    def dpkg(self, *words: str, check: bool = True, **environment: str) -> str:
+        """What dpkg and the package's scripts say."""
+        given = {"DEBIAN_FRONTEND": "noninteractive"} | environment
+        settings = [f"{name}={value}" for name, value in given.items()]
+        # The index of all manual pages on this machine takes longer than all the rest.
+        done = self.box.run("env", *settings, "dpkg", "--no-triggers", "--force-unsafe-io", *words, check=False)
+        assert not check or done.returncode == 0, f"dpkg {' '.join(words)}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def prepare(self) -> None:
+        """The engine that only tests have; and nobody forbids services, as images for containers do."""
+        self.box.run("rm", "-f", "/usr/sbin/policy-rc.d")
+        self.box.write("/etc/systemd/system/vllamad.service.d/test.conf", self._fake_engine())
+
+    def add_users(self) -> None:
+        for name, groups in (("ann", "vllama"), ("bob", "")):
+            self.box.run("useradd", "--no-create-home", *(["--groups", groups] if groups else []), name)
+
+    def add_model(self) -> None:
+        """The model ``tiny``, as if it had been pulled."""
+        python = Path(sys.prefix) / "bin/python"
+        self.box.run(str(python), "-c", STORE, str(ROOT))
+        self.box.run("chown", "-R", "vllama:vllama", "/var/lib/vllama/models")
+
+    def exists(self, *paths: str) -> list[str]:
+        """Those of the paths that are there."""
+        return [path for path in paths if self.box.run("test", "-e", path, check=False).returncode == 0]

@@ -1,0 +1,190 @@
+"""The Debian package: what is in it, and its life on a machine: installed, upgraded, removed, purged."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.package.deb import SCRIPTS, changelog_head
+from scripts.package.files import FILES, HOME
+from scripts.package.stage import PYTHON
+from tests.systemd.box import booted, why_not
+from tests.systemd.packaged import NEW_DEFAULT, PackagedService, Packages
+from vllama import __version__
+
+EDITED = '[server]\nport = 11434\n\n[models]\nkeep_alive = "7m"\n'
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("a package is built by dpkg-deb, which is not installed")
+    return Packages(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    subprocess.run(["dpkg-deb", "--raw-extract", str(packages.first), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(packages: Packages) -> Iterator[PackagedService]:
+    """A machine without vllama."""
+    if reason := why_not():
+        pytest.skip(reason)
+    if not Path(f"/usr/bin/{PYTHON}").exists():
+        pytest.skip(f"the package is for {PYTHON}, and this machine has another one in /usr/bin")
+    with booted() as box:
+        service = PackagedService(box)
+        service.prepare()
+        yield service
+
+
+# --- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def test_it_has_the_files_of_the_list_and_no_others(unpacked: Path) -> None:
+    there = {f"/{path.relative_to(unpacked)}" for path in unpacked.rglob("*") if not path.is_dir()}
+    there = {path for path in there if not path.startswith((f"{HOME}/", "/DEBIAN/"))}
+    assert there == {file.path for file in FILES if not file.is_tree}
+    for file in FILES:
+        path = unpacked / file.path.lstrip("/")
+        assert path.is_dir() if file.is_tree else path.stat().st_mode & 0o7777 == file.mode, file.path
+
+
+def test_nobody_but_root_may_write_to_any_of_it(packages: Packages) -> None:
+    listed = subprocess.run(["dpkg-deb", "--contents", packages.first], check=True, capture_output=True, text=True)
+    for line in listed.stdout.splitlines():
+        mode, owner = line.split()[:2]
+        assert owner == "root/root", line
+        assert mode.startswith("l") or (mode[5] != "w" and mode[8] != "w" and "s" not in mode), line
+
+
+def test_it_says_what_it_needs(packages: Packages, unpacked: Path) -> None:
+    version, _when = changelog_head()
+    assert version.rpartition("-")[0] == __version__, "packaging/deb/changelog is behind"
+    fields = subprocess.run(["dpkg-deb", "--field", packages.first], check=True, capture_output=True, text=True).stdout
+    needed = re.findall(r"^Depends: (.+)$", fields, re.MULTILINE)[0].split(", ")
+    assert PYTHON in needed and "systemd" in needed
+    assert (unpacked / "DEBIAN/conffiles").read_text().split() == [file.path for file in FILES if file.is_config]
+    sums = (unpacked / "DEBIAN/md5sums").read_text().splitlines()
+    checked = subprocess.run(["md5sum", "--check", "--quiet", "DEBIAN/md5sums"], cwd=unpacked, check=False)
+    assert checked.returncode == 0 and len(sums) > 1000
+    for script in SCRIPTS:
+        subprocess.run(["sh", "-n", unpacked / "DEBIAN" / script], check=True)
+
+
+def test_the_native_modules_need_no_library_that_is_not_asked_for(unpacked: Path) -> None:
+    modules = list((unpacked / HOME.lstrip("/")).rglob("*.so"))
+    told = subprocess.run(["ldd", *modules], capture_output=True, text=True, check=True).stdout
+    assert "not found" not in told
+    libraries = {Path(name).name.partition(".so")[0] for name in re.findall(r"^\s+(\S+\.so\S*)", told, re.MULTILINE)}
+    libc = {"libc", "libm", "libdl", "librt", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64", "linux-vdso"}
+    assert libraries - libc <= {"libgcc_s", "libstdc++"}
+
+
+def test_no_trace_of_the_machine_that_built_it(packages: Packages, unpacked: Path) -> None:
+    here = [str(Path.home()), str(packages.root), str(Path(__file__).parents[2])]
+    for path in (each for each in unpacked.rglob("*") if each.is_file() and not each.is_symlink()):
+        content = path.read_bytes()
+        # Wheels and prose may speak of somebody's /root; ours and what was made here may not.
+        if path.suffix in {".pyc", ""} or "vllama" in path.name or path.name in {"pyvenv.cfg", "INSTALLER"}:
+            found = [place for place in here if place not in {"/", "/root"} and f"{place}/".encode() in content]
+            assert not found, f"{path}: {found}"
+    assert not list(unpacked.rglob("direct_url.json")) and not list(unpacked.rglob("RECORD"))
+    (python,) = {path.resolve(strict=False) for path in (unpacked / HOME.lstrip("/") / "bin").iterdir()}
+    assert python == unpacked / "usr/bin" / PYTHON
+
+
+def test_the_manual_has_every_verb_and_setting(unpacked: Path) -> None:
+    import gzip
+
+    from vllamactl.cli import ALIASES, VERBS
+    from vllamad.config.settings import FILE_ROWS
+
+    pages = {path.name: gzip.decompress(path.read_bytes()).decode() for path in unpacked.rglob("man/man*/*.gz")}
+    assert set(pages) == {"vllamad.8.gz", "vllamactl.1.gz", "vllama-config.5.gz"}
+    for verb in VERBS.keys() - ALIASES:
+        assert f".SS vllamactl {verb} " in pages["vllamactl.1.gz"], verb
+    for row in FILE_ROWS.values():
+        assert f".B {row.name} = " in pages["vllama-config.5.gz"], row.key
+
+
+# --- its life --------------------------------------------------------------------------------------------------------
+
+
+def test_installed_upgraded_removed_and_purged(machine: PackagedService, packages: Packages) -> None:
+    box = machine.box
+
+    said = machine.dpkg("--install", str(packages.first))
+    assert "vllamactl engine install" in said, said
+    assert machine.show("ActiveState") == "active", machine.journal()
+    assert machine.systemctl("is-enabled", "vllamad.service", "vllamad.socket").split() == ["enabled", "enabled"]
+    machine.stop()
+    machine.add_users()
+    machine.add_model()
+    machine.systemctl("start", "vllamad.service")
+    assert machine.chat()["message"]["content"], "systemctl start returns when it serves"
+    assert [one["state"] for one in machine.ps()] == ["READY"]
+    refused = machine.ctl("bob", "ps")
+    assert refused.returncode == 5 and "group vllama" in refused.stderr
+    assert box.run("bash", "-c", ". /usr/share/bash-completion/completions/vllamactl; complete -p vllamactl").stdout
+
+    box.write("/etc/vllama/config.toml", EDITED)
+    before = machine.main_pid()
+    machine.dpkg("--install", "--force-confdef", "--force-confold", str(packages.second))
+    assert machine.main_pid() not in {0, before}, "an upgrade restarts it"
+    assert box.run("cat", "/etc/vllama/config.toml").stdout == EDITED
+    assert NEW_DEFAULT in box.run("cat", "/etc/vllama/config.toml.dpkg-dist").stdout
+    shown = json.loads(machine.ctl("ann", "--json", "config").stdout)["settings"]
+    assert [one["value"] for one in shown if one["key"] == "models.keep_alive"] == ['"7m"']
+    assert machine.chat()["message"]["content"]
+
+    machine.stop()
+    machine.dpkg("--install", "--force-confold", str(packages.second))
+    assert machine.show("ActiveState") == "inactive", "an upgrade starts nothing that somebody stopped"
+    machine.systemctl("start", "vllamad.service")
+
+    machine.dpkg("--remove", "vllama")
+    assert machine.processes() == [] and machine.listeners() == []
+    kept = ["/etc/vllama/config.toml", "/var/lib/vllama/models"]
+    assert machine.exists("/usr/bin/vllamad", HOME, *kept) == kept
+
+    machine.dpkg("--install", str(packages.second))
+    assert machine.show("ActiveState") == "active", "what comes back starts again"
+    assert machine.chat()["message"]["content"]
+
+    box.run("mkdir", "/var/lib/vllama/engines")
+    box.write("/etc/credstore/vllama.hub_token", "sesame\n", "600")
+    said = machine.dpkg("--purge", "vllama")
+    assert "kept in /var/lib/vllama/models" in said and "rm -r /var/lib/vllama" in said
+    gone = ["/etc/vllama", "/var/cache/vllama", "/run/vllama", "/etc/credstore/vllama.hub_token", HOME]
+    gone += ["/etc/systemd/system/multi-user.target.wants/vllamad.service", "/etc/systemd/system/vllamad.service"]
+    assert machine.exists(*gone) == []
+    assert box.run("ls", "/var/lib/vllama").stdout.split() == ["models"]
+    assert box.run("dpkg", "--status", "vllama", check=False).returncode != 0
+
+
+def test_presets_and_policies_of_the_administrator_count(machine: PackagedService, packages: Packages) -> None:
+    box = machine.box
+    box.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", "755")
+    machine.dpkg("--install", str(packages.first))
+    assert machine.show("ActiveState") == "inactive"
+    assert machine.systemctl("is-enabled", "vllamad.service").strip() == "enabled"
+    box.run("rm", "/usr/sbin/policy-rc.d")
+    said = machine.dpkg("--purge", "vllama", VLLAMA_PURGE_MODELS="1")
+    assert "kept" not in said and machine.exists("/var/lib/vllama") == []
+
+    box.write("/etc/systemd/system-preset/10-local.preset", "disable vllamad.*\n")
+    machine.dpkg("--install", str(packages.first))
+    state = machine.systemctl("is-enabled", "vllamad.service", "vllamad.socket", check=False)
+    assert state.split() == ["disabled", "disabled"]
+    assert machine.show("ActiveState") == "inactive"
+    machine.dpkg("--purge", "vllama")
+    assert machine.exists("/var/lib/vllama") == [], "without a model nothing stays"
