@@ -200,8 +200,8 @@ class Engine:
         Text("the path of a Python interpreter, or a command on PATH", name="program"),
         "",
         "Interpreter that has the engine; empty: of what `vllamactl engine` installed, the one in use.",
-        "If nothing is installed, the daemon's own if it has the engine, else PREFIX/engine/bin/python, where PREFIX is "
-        "the daemon's environment. The engine is executed, never imported, so both can be upgraded apart.",
+        "If nothing is installed, the daemon's own if it has the engine, else PREFIX/engine/bin/python; PREFIX is the "
+        "daemon's environment. The engine is executed, never imported, so both can be upgraded apart.",
     )
     device: str = row(
         Choice("auto", "cuda", "cpu"),
