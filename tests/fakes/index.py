@@ -29,6 +29,12 @@ def make_wheel(name: str, version: str, *modules: str, requires: Sequence[str] =
     return f"{stem}-py3-none-any.whl", content.getvalue()
 
 
+def make_engine_wheel(distribution: str, version: str, *requires: str) -> tuple[str, bytes]:
+    """The wheel of an engine that the daemon finds complete; it cannot be run."""
+    folders = [str(path) for path in Path(ENTRY).parents if path != Path()]
+    return make_wheel(distribution, version, *(f"{each}/__init__.py" for each in folders), ENTRY, requires=requires)
+
+
 class Index:
     """Serves ``/NAME/`` and the wheels in it while it is open; ``asked`` has the paths, in order."""
 
@@ -68,9 +74,8 @@ class Index:
         self.wheels.setdefault(name, {})[file] = content
 
     def add_engine(self, distribution: str, version: str, *requires: str) -> None:
-        """An engine that the daemon finds complete."""
-        folders = [str(path) for path in Path(ENTRY).parents if path != Path()]
-        self.add(distribution, version, *(f"{folder}/__init__.py" for folder in folders), ENTRY, requires=requires)
+        file, content = make_engine_wheel(distribution, version, *requires)
+        self.wheels.setdefault(distribution, {})[file] = content
 
     def __enter__(self) -> "Index":
         self._thread.start()

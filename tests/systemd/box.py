@@ -198,7 +198,8 @@ def become(folder: Path) -> None:
     points = _output("findmnt", "-rn", "-t", disks, "-o", "TARGET").splitlines()
     layers = folder / "layers"
     layers.mkdir()
-    _mount("-t", "tmpfs", "-o", "mode=755,size=2G", "box", layers)
+    # A limit, not a need: an engine is not installed where there is no room for a real one.
+    _mount("-t", "tmpfs", "-o", "mode=755,size=8G", "box", layers)
     root = layers / "root"
     root.mkdir()
     skipped = ("/proc", "/sys", "/dev", "/run")

