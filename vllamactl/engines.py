@@ -163,11 +163,11 @@ class Engines:
             self.folder.mkdir(parents=True, exist_ok=True)
         except PermissionError as problem:
             raise self._denied("write to") from problem
-        # What the daemon's user could put there must not lead root elsewhere.
-        if self.folder.is_symlink() or self.folder.stat().st_uid != os.geteuid():
-            raise self._denied("change", "it belongs to another user: run this as that one (root: sudo)")
         if not os.access(self.folder, os.W_OK):
             raise self._denied("write to")
+        # What the daemon's user could put there must not lead root elsewhere.
+        if self.folder.is_symlink() or self.folder.stat().st_uid != os.geteuid():
+            raise self._denied("change", "it is another user's, or a link: run this as its owner, or remove it")
 
     def _denied(self, what: str, hint: str = "") -> CtlError:
         hint = hint or "for the service: sudo vllamactl engine ...; for a daemon of your own: --state-dir FOLDER"

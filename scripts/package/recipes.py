@@ -56,6 +56,7 @@ package: `vllamactl engine install` brings it.
 
 %post
 %tmpfiles_create {name}.conf
+mkdir -p -m 0755 /var/lib/vllama/engines
 %systemd_post vllamad.socket vllamad.service
 
 %preun

@@ -161,7 +161,6 @@ def test_installed_upgraded_removed_and_purged(machine: PackagedService, package
     assert machine.show("ActiveState") == "active", "what comes back starts again"
     assert machine.chat()["message"]["content"]
 
-    box.run("mkdir", "/var/lib/vllama/engines")
     box.write("/etc/credstore/vllama.hub_token", "sesame\n", "600")
     said = machine.dpkg("--purge", "vllama")
     assert "kept in /var/lib/vllama/models" in said and "rm -r /var/lib/vllama" in said
@@ -201,6 +200,9 @@ def test_root_installs_an_engine_that_the_service_takes(
     assert machine.ctl("bob", "engine", "list").returncode == 5
     owners = box.run("find", "/var/lib/vllama/engines", "!", "-user", "root", "-o", "-perm", "-o=w", "!", "-type", "l")
     assert owners.stdout == "", "the service cannot change what it runs"
+    inside = ["nsenter", "--target", str(machine.main_pid()), "--mount", "runuser", "-u", "vllama", "--"]
+    moved = box.run(*inside, "mv", "/var/lib/vllama/engines", "/var/lib/vllama/mine", check=False)
+    assert moved.returncode != 0 and "busy" in moved.stderr, "nor put something else in its place"
     box.run("rm", "/etc/systemd/system/vllamad.service.d/zz.conf")
     machine.dpkg("--purge", "vllama")
 
