@@ -101,8 +101,7 @@ def _failed(console: Console, problem: NotMade, doing: str) -> Reported:
     """The failure with pip's last lines, which a person needs to see."""
     for line in problem.lines:
         console.warn(f"  {line}")
-    error = CtlError("INTERNAL" if "venv" in problem.message else "HUB_UNREACHABLE", problem.message, problem.hint,
-                     {"log": str(problem.log)})  # fmt: skip
+    error = CtlError("HUB_UNREACHABLE", problem.message, problem.hint, {"log": str(problem.log)})
     for line in [*explain(error, doing), f"log: {problem.log}"]:
         console.warn(line)
     if console.is_json:
