@@ -133,6 +133,7 @@ def test_installed_upgraded_removed_and_purged(machine: PackagedService, package
     machine.systemctl("start", "vllamad.service")
     assert machine.chat()["message"]["content"], "systemctl start returns when it serves"
     assert [one["state"] for one in machine.ps()] == ["READY"]
+    machine.systemctl("reload", "vllamad.service")
     refused = machine.ctl("bob", "ps")
     assert refused.returncode == 5 and "group vllama" in refused.stderr
     assert box.run("bash", "-c", ". /usr/share/bash-completion/completions/vllamactl; complete -p vllamactl").stdout
