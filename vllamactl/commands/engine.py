@@ -82,11 +82,11 @@ def install(
             console.say(f"{name} is installed already", "•")
         else:
             console.say(f"installing {name} into {folder}", "→")
-            with _Progress(console) as progress:
-                try:
+            try:
+                with _Progress(console) as progress:
                     make(folder, wanted, python=python, keep_downloads=False, watch=progress.update)
-                except NotMade as problem:
-                    raise _failed(console, problem, invocation.doing) from problem
+            except NotMade as problem:
+                raise _failed(console, problem, invocation.doing) from problem
         engines.use(name)
     engine = engines.find(name)
     if console.is_json:
