@@ -75,6 +75,9 @@ def test_it_says_what_it_needs(packages: Packages, unpacked: Path) -> None:
     fields = subprocess.run(["dpkg-deb", "--field", packages.first], check=True, capture_output=True, text=True).stdout
     needed = re.findall(r"^Depends: (.+)$", fields, re.MULTILINE)[0].split(", ")
     assert PYTHON in needed and "systemd" in needed
+    tags = [re.findall(r"manylinux_2_(\d+)", path.read_text()) for path in unpacked.rglob("*.dist-info/WHEEL")]
+    oldest = max(min(map(int, found)) for found in tags if found)
+    assert f"libc6 (>= 2.{oldest})" in needed, "what the wheels were built for"
     assert (unpacked / "DEBIAN/conffiles").read_text().split() == [file.path for file in FILES if file.is_config]
     sums = (unpacked / "DEBIAN/md5sums").read_text().splitlines()
     checked = subprocess.run(["md5sum", "--check", "--quiet", "DEBIAN/md5sums"], cwd=unpacked, check=False)
