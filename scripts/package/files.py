@@ -13,9 +13,9 @@ NAME = "vllama"
 HOME = "/usr/lib/vllama"
 """The daemon's own environment: a virtual environment that nobody writes to."""
 
-DEBIAN_NEEDS = ("libc6 (>= 2.28)", "libgcc-s1", "libstdc++6", "ca-certificates")
-"""Besides Python. The C library is the one that the wheels of requirements/daemon.lock are built for: hf-xet's are
-manylinux_2_28, all others older."""
+DEBIAN_NEEDS = ("libc6 (>= 2.17)", "libgcc-s1", "libstdc++6", "ca-certificates")
+"""Besides Python. The C library is the oldest that every wheel of requirements/daemon.lock runs on, by its tags; a test
+compares them."""
 
 DEBIAN_ENGINE_NEEDS = ("gcc", "libc6-dev")
 """What an engine needs on GPUs, besides Python's headers: Triton compiles small programs at run time."""
