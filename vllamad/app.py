@@ -2,6 +2,7 @@
 
     daemon ── supervisor ── one branch per worker (exit, health, kill)
            ├─ operations ── one task per pull, create, load, unload
+           ├─ zygotes ── one that keeps a process to fork engines from
            ├─ engine probe, then the gate opens
            ├─ housekeeping (status line, devices, orphans)
            ├─ records (what is loaded, room on the disk)
@@ -230,6 +231,7 @@ class Daemon:
                 branches = [
                     await _started(tasks, self._supervisor.run, "supervisor"),
                     await _started(tasks, self._operations.run, "operations"),
+                    await _started(tasks, self._launcher.zygotes.run, "zygotes"),
                 ]
                 try:
                     await self._start()
@@ -311,6 +313,9 @@ class Daemon:
                 problem=self._engine_version.problem,
                 hint=self._engine_version.hint,
             )
+        if command := self._engine.zygote():
+            # Before anybody asks for a model: whoever asks now waits for it, and gets it sooner than without.
+            self._launcher.zygotes.keep(command)
         await self._look_at_devices()
         self._gate.open()
 
@@ -571,6 +576,7 @@ class Daemon:
             env_names=engine.env,
             cpu_kv_bytes=engine.cpu_kv_bytes,
             max_num_batched_tokens=engine.max_num_batched_tokens,
+            zygote=engine.zygote,
             sleep=self._loaded.settings.scheduler.sleep == "auto",
             enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
             cpu_count=len(os.sched_getaffinity(0)),

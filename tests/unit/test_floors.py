@@ -53,7 +53,7 @@ DOORS: dict[str, set[str]] = {
     "uvloop": {"vllamad/__main__.py"},
 }
 
-CHILD_SCRIPTS = {"vllamad/hub/convert_gguf.py", "vllamad/engine/guard/"}
+CHILD_SCRIPTS = {"vllamad/hub/convert_gguf.py", "vllamad/engine/guard/", "vllamad/engine/zygote/"}
 """Run by the engine's interpreter, never imported by the daemon."""
 
 

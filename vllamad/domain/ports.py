@@ -57,6 +57,11 @@ class Command:
     memory_limit_bytes: int = 0
     """What the whole tree may have of the machine's memory; beyond it the kernel ends the tree. 0 for no limit; not
     enforced where control groups are not ours to divide, which is logged."""
+    zygote: "Command | None" = None
+    """A process that this one may be forked from instead of being executed: its ``argv`` are the same interpreter and
+    a file of Python that imports what there is to import, its environment is the part of this one that is read then.
+    Then ``argv`` of this one is ``PYTHON -m MODULE ARGUMENT...``. Nobody can tell which it was but by the time that it
+    took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class Child(Protocol):
 
     @property
     def pid(self) -> int:
-        """The leader."""
+        """The leader; 0 before there is one, see ``Command.zygote``."""
         ...
 
     async def wait(self) -> int:
@@ -128,7 +133,7 @@ class Launcher(Protocol):
     def spawn(self, command: Command, on_line: Callable[[str], None]) -> Child:
         """Start a child; every line of its output reaches ``on_line`` in the event loop's thread, until the end of the
         tree. Call from the loop's thread (the death signal belongs to the thread that forked). Raises
-        ENGINE_START_FAILED if the program cannot be executed."""
+        ENGINE_START_FAILED if the program cannot be executed; if that turns out later, it ends with status 127."""
         ...
 
 

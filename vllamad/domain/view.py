@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from vllamad.domain.budget import Device, Ledger
 from vllamad.domain.errors import VllamaError
@@ -115,3 +116,27 @@ class DeviceView:
             utilisation=reading.utilisation,
             problem=closed.why if closed is not None else "",
         )
+
+
+class ZygoteState(StrEnum):
+    """What there is of a zygote, the process that engines are forked from."""
+
+    WARMING = "warming"
+    READY = "ready"
+    ENDED = "ended"
+    """It is started again in a moment."""
+    OFF = "off"
+    """Given up, or never wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteView:
+    """A zygote now; ``pid`` is 0 if there is none. Of its ``memory_bytes``, pages that it shares with engines are
+    counted in equal parts. ``problem`` says why there is none."""
+
+    state: ZygoteState
+    pid: int = 0
+    memory_bytes: int = 0
+    forked: int = 0
+    """Engines that were forked from it."""
+    problem: str = ""

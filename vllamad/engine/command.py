@@ -22,6 +22,19 @@ ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 
 GUARD = Path(__file__).with_name("guard")
 GUARD_PLUGIN = "vllama_guard"
+PREPARATION = Path(__file__).with_name("zygote") / "vllm_zygote.py"
+"""What a zygote of the engine does before it is forked."""
+
+LATE = frozenset(
+    {
+        "VLLM_RPC_BASE_PATH", "TMPDIR", "VLLM_PROCESS_NAME_PREFIX", "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+        "CUDA_VISIBLE_DEVICES",
+    }
+)  # fmt: skip
+"""Variables that may be set after the engine's modules were imported: vLLM reads them when it needs them, or
+``vllm_zygote.py`` sees to it; CUDA reads its own when it is initialised. They differ from worker to worker; every other
+one counts as read at import, as these are known to be: HF_HUB_OFFLINE, VLLM_MAX_STOP_STRINGS, VLLM_LOGGING_*,
+TORCH_COMPILE_DISABLE, and OMP_* by the libraries."""
 
 MAX_SOCKET_PATH = 107
 """Bytes in ``sockaddr_un`` without the closing zero."""
@@ -83,6 +96,8 @@ class EngineOptions:
     enforce_eager: bool | None = None
     cpu_count: int = 1
     has_bfloat16: bool = True
+    zygote: str = "off"
+    """Fork engines from a process that has imported vLLM: "on", "off", or "auto" for on CPU only."""
     sleep: bool = False
     """Have engines able to sleep, where they can: on CUDA."""
 
@@ -121,8 +136,23 @@ def build_command(
     if chosen.max_num_seqs:
         argv += ["--max-num-seqs", str(chosen.max_num_seqs)]
     argv += chosen.args
-    environment = _environment(options, model, places, place, is_cpu=is_cpu, has_adapters=bool(chosen.adapter_rank))
-    return Command(argv, environment, places.folder, model.name)
+    late = _late_environment(model, places, place, has_adapters=bool(chosen.adapter_rank))
+    environment = _environment(options, late, device)
+    return Command(argv, environment, places.folder, model.name, zygote=zygote_command(options, device))
+
+
+def zygote_command(options: EngineOptions, device: str) -> Command | None:
+    """What runs the process that engines on this device are forked from; None where they are not. One for all: what is
+    read at import is the same for every model."""
+    if not _has_zygote(options, device):
+        return None
+    early = {name: value for name, value in _environment(options, {}, device).items() if name not in LATE}
+    return Command([str(options.python), str(PREPARATION)], early, Path("/"), "the zygote")
+
+
+def _has_zygote(options: EngineOptions, device: str) -> bool:
+    # On CUDA it awaits a run: nothing that is imported may touch the driver in a way that a fork does not survive.
+    return options.zygote == "on" or (options.zygote == "auto" and device == "cpu")
 
 
 def identity_of(model: Model, chosen: ModelOptions) -> str:
@@ -261,10 +291,27 @@ def _device_flags(options: EngineOptions, chosen: ModelOptions, place: EnginePla
     return flags
 
 
-def _environment(
-    options: EngineOptions, model: Model, places: WorkerPlaces, place: EnginePlace, *, is_cpu: bool, has_adapters: bool
-) -> dict[str, str]:
-    cache, folder = options.cache_folder, str(places.folder)
+def _late_environment(model: Model, places: WorkerPlaces, place: EnginePlace, *, has_adapters: bool) -> dict[str, str]:
+    """What differs from worker to worker: names of ``LATE`` only."""
+    folder = str(places.folder)
+    ours = {
+        # Everything that an engine leaves behind lies in its own folder, which goes with it.
+        "VLLM_RPC_BASE_PATH": folder,
+        "TMPDIR": folder,
+        "VLLM_PROCESS_NAME_PREFIX": f"VLLAMA-{model.ref.slug}",
+    }
+    if has_adapters:
+        # Adapters are taught to a running worker, over a socket that only the daemon can open.
+        ours["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if place.devices:
+        # By identifier, and instead of --device-ids: numbers move when a GPU is lost, and a GPU that an engine cannot
+        # see gets no stray context of its.
+        ours["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
+    return ours
+
+
+def _environment(options: EngineOptions, late: Mapping[str, str], device: str) -> dict[str, str]:
+    cache, is_cpu = options.cache_folder, device == "cpu"
     ours = {
         # No network: models come from the store.
         "HF_HUB_OFFLINE": "1",
@@ -277,9 +324,6 @@ def _environment(
         # The daemon keeps idle connections for 60 s; the engine's 5 would close them under its hands.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
         "VLLM_SKIP_MODEL_NAME_VALIDATION": "1",
-        # Everything that an engine leaves behind lies in its own folder, which goes with it.
-        "VLLM_RPC_BASE_PATH": folder,
-        "TMPDIR": folder,
         # What may be kept between starts.
         "XDG_CACHE_HOME": str(cache),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
@@ -291,7 +335,6 @@ def _environment(
         # GPUs by their place on the bus, as the driver counts them; else the fastest is number 0.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "FLASHINFER_WORKSPACE_BASE": str(cache),
-        "VLLM_PROCESS_NAME_PREFIX": f"VLLAMA-{model.ref.slug}",
         "VLLM_LOGGING_COLOR": "0",
         "NO_COLOR": "1",
         "VLLM_DISABLE_LOG_LOGO": "1",
@@ -299,16 +342,12 @@ def _environment(
         # ``-m`` would put the working folder before the engine's own modules.
         "PYTHONSAFEPATH": "1",
         "PYTHONNOUSERSITE": "1",
+        # NumPy and SciPy start threads for it when they are imported, one a core; the engine computes with torch. And
+        # a process with threads is not forked.
+        "OPENBLAS_NUM_THREADS": "1",
     }
-    if has_adapters:
-        # Adapters are taught to a running worker, over a socket that only the daemon can open.
-        ours["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if is_cpu:
         ours |= _cpu_environment(options)
-    if place.devices:
-        # By identifier, and instead of --device-ids: numbers move when a GPU is lost, and a GPU that an engine cannot
-        # see gets no stray context of its.
-        ours["CUDA_VISIBLE_DEVICES"] = ",".join(place.devices)
     if options.sleep and not is_cpu:
         # The routes for sleep and wake, and others that could run anything in the engine, without any key. Nobody but
         # the daemon reaches them: the socket lies in a folder of mode 0700, and the HTTP face forwards a list of routes
@@ -317,13 +356,18 @@ def _environment(
     inherited = inherited_environment(options)
     # Names that were asked for win over ours as well.
     asked = {name: value for name, value in inherited.items() if name in options.env_names}
-    if place.devices:
+    if "CUDA_VISIBLE_DEVICES" in late:
         asked.pop("CUDA_VISIBLE_DEVICES", None)  # but for where it was placed: the ledger would be untrue
-    names = {"HOME": str(cache)} | inherited | ours | asked
+    names = {"HOME": str(cache), **inherited, **ours, **late, **asked}
     names["PYTHONPATH"] = _joined([str(GUARD), asked.get("PYTHONPATH", "")], ":")
     if "VLLM_PLUGINS" in names:
         # An allow-list for all plugins; the guard is not optional.
         names["VLLM_PLUGINS"] = _joined([names["VLLM_PLUGINS"], GUARD_PLUGIN], ",")
+    if is_cpu and _has_zygote(options, device) and names.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+        # An engine core is forked from its API server as that is from the zygote, whose preparation sees to it that
+        # vLLM takes this up; else it is not read on CPU. Workers with a process of their own have OpenMP bound by
+        # variables that are read at import: those are executed.
+        names.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     return names
 
 

@@ -17,6 +17,7 @@ from vllamad.engine.command import (
     identity_of,
     inherited_environment,
     memory_settings,
+    zygote_command,
 )
 from vllamad.engine.phases import level, plain, read_phase
 from vllamad.engine.taken import read_taken
@@ -62,6 +63,12 @@ class VllmEngine:
         """See ``Engine.command``. ``version()`` has to have answered before: it tells what to run on."""
         device = self._usable(model).device
         return build_command(self._options, self._for_model(model), model, places, device, place)
+
+    def zygote(self) -> Command | None:
+        """What engines here are forked from; None where they are not, or there is no usable engine. Only after
+        ``version()`` has answered."""
+        answer = self._probe.answer
+        return zygote_command(self._options, answer.device) if answer and not answer.problem else None
 
     def _usable(self, model: Model) -> EngineVersion:
         version = self._probe.answer

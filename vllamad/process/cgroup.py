@@ -50,6 +50,12 @@ class Leaf:
             return False
         return True
 
+    def weigh(self, weight: int) -> None:
+        """Its part of the processors beside others, who have 100 (1 to 10,000). Nothing happens where the kernel does
+        not divide them by group."""
+        with contextlib.suppress(OSError):
+            _write(self.folder / "cpu.weight", str(weight))
+
     def pids(self) -> frozenset[int]:
         """Who is alive in it, and in groups that they made below it."""
         found: set[int] = set()

@@ -5,6 +5,9 @@ pidfd and *not* reaped: while the leader is a zombie its pid, and so the group's
 signals stay safe. ``kill_tree`` ends and reaps everyone and the leader last. Where control groups are delegated to us
 (``cgroup.py``) every tree has a leaf of its own, which nobody in it can leave by accident.
 
+A child whose command names a zygote is forked from that one instead of being executed (``zygotes.py``), which takes a
+moment: ``ComingChild`` stands for it until it is there.
+
 Descriptors, processes and events are touched in the event loop's thread only; ``/proc`` is searched in a thread.
 """
 
@@ -17,16 +20,20 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Command
+from vllamad.domain.view import ZygoteState
 from vllamad.process import tree
 from vllamad.process.cgroup import Leaf, Leaves
+from vllamad.process.launch import EXIT_NOT_FOUND
 from vllamad.process.output import PipeReader
 from vllamad.process.shared import SharedMemoryNotes
+from vllamad.process.zygotes import Newborn, NotForked, Zygote, Zygotes
 
 LAUNCH = Path(__file__).with_name("launch.py")
 
@@ -34,6 +41,9 @@ SWEEP_PAUSE_S = 0.005
 MAX_SWEEPS = 400
 """A tree is swept until a sweep finds nobody but the leader's zombie. Zombies whose parent is about to end too get 2 s:
 without a subreaper they wait for a pid 1 that may never reap, and they hold nothing."""
+
+Taker = Callable[[str], None]
+"""Gets every line of a child's output."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,46 +62,99 @@ class PosixLauncher:
         self._leaves = leaves
         self._notes = SharedMemoryNotes(notes)
         self._children: dict[int, PosixChild] = {}
+        self.zygotes = Zygotes(lambda command, stdin, on_line: self._execute(command, on_line, stdin))
+        """What children may be forked from. Without its ``run``, all are executed."""
         self._orphans: set[int] = set()
         tree.become_subreaper()
 
-    def spawn(self, command: Command, on_line: Callable[[str], None]) -> "PosixChild":
+    def spawn(self, command: Command, on_line: Taker) -> "PosixChild | ComingChild":
         """Start a child. See ``Launcher.spawn``; a program that turns out not to be executable only after the fork
         says so in its output and ends with status 126 or 127."""
-        loop = asyncio.get_running_loop()
+        zygote = self.zygotes.keep(command.zygote) if command.zygote is not None else None
+        if zygote is not None and zygote.state is not ZygoteState.OFF:
+            return ComingChild(command, on_line, zygote, self._fork, self._execute)
+        return self._execute(command, on_line)
+
+    def _execute(self, command: Command, on_line: Taker, stdin: int = -1) -> "PosixChild":
+        """Start a child by executing its program; ``stdin`` instead of what the command has for it."""
         program = Path(command.argv[0])
         if not os.access(program, os.X_OK) or program.is_dir():
             why = "not executable" if program.exists() else "no such file"
             raise _cannot_start(command, f"{program}: {why}")
+        with self._prepared(command, on_line, stdin) as ready:
+            place = str(ready.leaf.folder) if ready.leaf else ""
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), place, *command.argv],
+                    env={**command.env, tree.MARKER: ready.marker},
+                    cwd=command.cwd,
+                    stdin=ready.stdin,
+                    stdout=ready.output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise _cannot_start(command, str(error)) from error
+            # It is watched, and reaped, by us: Popen is told so, or it would wait for it when it is forgotten.
+            process.returncode = 0
+            child = self._born(process.pid, command, ready)
+        _log.info("process.spawn title=%s pid=%d program=%s", command.title, child.pid, program)
+        return child
+
+    async def _fork(self, zygote: Zygote, command: Command, on_line: Taker) -> tuple["PosixChild", Newborn]:
+        """Have a child forked; it waits for the word to begin. Raises NotForked."""
+        with self._prepared(command, on_line) as ready:
+            order = {
+                "argv": list(command.argv),
+                "env": dict(command.env),
+                "marker": f"{tree.MARKER}={ready.marker}",
+                "cwd": str(command.cwd),
+                "leaf": str(ready.leaf.folder) if ready.leaf else "",
+                "parent": os.getpid(),
+            }
+            try:
+                newborn = await zygote.fork(order, [ready.output, ready.stdin])
+            except NotForked:
+                if ready.leaf:
+                    # Whoever has got stuck on the way there.
+                    ready.leaf.kill()
+                    await ready.leaf.discard()
+                raise
+            child = self._born(newborn.pid, command, ready)
+        _log.info("process.fork title=%s pid=%d", command.title, child.pid)
+        return child, newborn
+
+    @contextlib.contextmanager
+    def _prepared(self, command: Command, on_line: Taker, stdin: int = -1) -> Generator["_Prepared"]:
+        """What a child is born with. When the block ends, its descriptors are closed here; and if it was not born, what
+        was made for it is undone."""
         unique = secrets.token_hex(8)
-        marker = f"{self._owner}:{unique}"
         leaf = self._leaf(command, unique)
-        place = str(leaf.folder) if leaf else ""
         read_end, write_end = os.pipe()
-        stdin = _input(command.stdin)
+        own_stdin = _input(command.stdin) if stdin < 0 else -1
+        ready = _Prepared(
+            f"{self._owner}:{unique}",
+            leaf,
+            stdin if own_stdin < 0 else own_stdin,
+            write_end,
+            PipeReader(read_end, on_line, command.longest_line_bytes),
+        )
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), place, *command.argv],
-                env={**command.env, tree.MARKER: marker},
-                cwd=command.cwd,
-                stdin=stdin,
-                stdout=write_end,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(read_end)
-            if leaf:
-                leaf.remove()
-            raise _cannot_start(command, str(error)) from error
+            yield ready
         finally:
             os.close(write_end)
-            if stdin != subprocess.DEVNULL:
-                os.close(stdin)
-        output = PipeReader(read_end, on_line, command.longest_line_bytes)
-        child = PosixChild(process, marker, leaf, command.title, output, loop, self._notes, self._forget)
-        self._children[process.pid] = child
-        _log.info("process.spawn title=%s pid=%d program=%s", command.title, process.pid, program)
+            if own_stdin >= 0:
+                os.close(own_stdin)
+            if not ready.is_born:
+                ready.reader.close()
+                if leaf:
+                    leaf.remove()
+
+    def _born(self, pid: int, command: Command, ready: "_Prepared") -> "PosixChild":
+        loop = asyncio.get_running_loop()
+        child = PosixChild(pid, ready.marker, ready.leaf, command.title, ready.reader, loop, self._notes, self._forget)
+        self._children[pid] = child
+        ready.is_born = True
         return child
 
     async def kill_leftovers(self) -> int:
@@ -155,7 +218,7 @@ class PosixChild:
 
     def __init__(
         self,
-        process: "subprocess.Popen[bytes]",
+        pid: int,
         marker: str,
         leaf: Leaf | None,
         title: str,
@@ -164,7 +227,8 @@ class PosixChild:
         notes: SharedMemoryNotes,
         on_gone: Callable[[int], None],
     ) -> None:
-        self._process = process
+        self.pid = pid
+        """The leader."""
         self._marker = marker
         self._leaf = leaf
         self._title = title
@@ -180,13 +244,8 @@ class PosixChild:
         self._oom_kills = 0
         self._cpu_seconds = 0.0
         # Still valid if it has ended already: only reaping frees the number.
-        self._descriptor = os.pidfd_open(process.pid)
+        self._descriptor = os.pidfd_open(pid)
         loop.add_reader(self._descriptor, self._note_exit)
-
-    @property
-    def pid(self) -> int:
-        """The leader."""
-        return self._process.pid
 
     async def wait(self) -> int:
         """See ``Child.wait``. What the leader wrote before it ended has reached ``on_line`` by then."""
@@ -261,6 +320,11 @@ class PosixChild:
             self._oom_kills = max(self._oom_kills, self._leaf.oom_kills())
         return self._oom_kills
 
+    def weigh(self, weight: int) -> None:
+        """Its part of the processors, see ``Leaf.weigh``; nothing happens without a leaf."""
+        if self._leaf:
+            self._leaf.weigh(weight)
+
     def _note_exit(self) -> None:
         if self._exited.is_set():
             return
@@ -284,12 +348,130 @@ class PosixChild:
             self._cpu_seconds = max(self._cpu_seconds, self._leaf.cpu_seconds())
         os.waitid(os.P_PID, self.pid, os.WEXITED)
         self._is_gone = True
-        # Tells Popen that there is nothing to wait for any more.
-        self._process.returncode = self._status
         os.close(self._descriptor)
         self._output.close()
         remove_files(self._shared_memory.union(self._notes.forget(self.pid)))
         self._on_gone(self.pid)
+
+
+class ComingChild:
+    """A child that a zygote was asked for, or is about to be. Fills ``Child``.
+
+    Whoever ends it early has it ended at birth: an order that was sent is always waited for (``FORK_S`` bounds that),
+    so that nothing is left. What cannot be forked is executed.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        on_line: Taker,
+        zygote: Zygote,
+        fork: Callable[[Zygote, Command, Taker], Awaitable[tuple[PosixChild, Newborn]]],
+        execute: Callable[[Command, Taker], PosixChild],
+    ) -> None:
+        self._command = command
+        self._on_line = on_line
+        self._zygote = zygote
+        self._fork = fork
+        self._execute = execute
+        self._child: PosixChild | None = None
+        self._status = 0
+        """What it ended by, if there never was one."""
+        self._ended_by = 0
+        self._is_waiting = True
+        """For the zygote to be warm: nothing was asked of it yet."""
+        # A task of its own: whoever asks for a child does not wait for it, and everyone who ends it does.
+        self._coming = asyncio.get_running_loop().create_task(self._come(), name=f"{command.title}/coming")
+
+    @property
+    def pid(self) -> int:
+        """See ``Child.pid``."""
+        return self._child.pid if self._child is not None else 0
+
+    async def wait(self) -> int:
+        """See ``Child.wait``."""
+        await asyncio.wait([self._coming])
+        return await self._child.wait() if self._child is not None else self._status
+
+    def terminate(self) -> None:
+        """See ``Child.terminate``."""
+        self._end(signal.SIGTERM)
+        if self._child is not None:
+            self._child.terminate()
+
+    async def kill_tree(self) -> None:
+        """See ``Child.kill_tree``."""
+        self._end(signal.SIGKILL)
+        await asyncio.wait([self._coming])
+        if self._child is not None:
+            await self._child.kill_tree()
+
+    def memory_bytes(self) -> int:
+        """See ``Child.memory_bytes``."""
+        return self._child.memory_bytes() if self._child is not None else 0
+
+    def pids(self) -> frozenset[int]:
+        """See ``Child.pids``."""
+        return self._child.pids() if self._child is not None else frozenset()
+
+    def cpu_seconds(self) -> float:
+        """See ``Child.cpu_seconds``."""
+        return self._child.cpu_seconds() if self._child is not None else 0.0
+
+    def oom_kills(self) -> int:
+        """See ``Child.oom_kills``."""
+        return self._child.oom_kills() if self._child is not None else 0
+
+    def _end(self, number: int) -> None:
+        if self._coming.done():
+            return
+        self._ended_by = self._ended_by or number
+        if self._is_waiting:
+            self._coming.cancel()
+
+    async def _come(self) -> None:
+        try:
+            await self._zygote.warm()
+        except asyncio.CancelledError:
+            if not self._ended_by:
+                raise
+            self._status = -self._ended_by
+            return
+        self._is_waiting = False
+        try:
+            self._child, newborn = await self._fork(self._zygote, self._command, self._on_line)
+        except NotForked as why:
+            if self._ended_by:
+                self._status = -self._ended_by
+                return
+            _log.warning("process.unforked title=%s: %s; it is executed", self._command.title, why)
+            self._be_executed()
+            return
+        if self._ended_by:
+            # Before the word to begin, or the lack of it, could end it otherwise.
+            self._child.terminate()
+            newborn.close()
+        else:
+            newborn.begin()
+
+    def _be_executed(self) -> None:
+        try:
+            self._child = self._execute(self._command, self._on_line)
+        except VllamaError as error:
+            self._on_line(f"vllamad: {error.message}")
+            self._status = EXIT_NOT_FOUND
+
+
+@dataclass
+class _Prepared:
+    """What a child is born with: its marker, its leaf, standard input, where its output goes, and who reads that."""
+
+    marker: str
+    leaf: Leaf | None
+    stdin: int
+    output: int
+    reader: PipeReader
+    is_born: bool = False
 
 
 def remove_files(paths: Iterable[Path]) -> None:
@@ -303,7 +485,7 @@ def remove_files(paths: Iterable[Path]) -> None:
 def _input(data: bytes) -> int:
     """A descriptor to read ``data`` from: a file in memory, so that nobody has to wait for the reader."""
     if not data:
-        return subprocess.DEVNULL
+        return os.open(os.devnull, os.O_RDONLY)
     descriptor = os.memfd_create("vllama-stdin")
     os.write(descriptor, data)
     os.lseek(descriptor, 0, os.SEEK_SET)
