@@ -499,6 +499,7 @@ class Daemon:
             active=self._gate.active,
             waiting=self._gate.waiting,
             devices=self._device_views(),
+            zygotes=await asyncio.to_thread(self._launcher.zygotes.views),
             waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
             needs_restart=self._loaded.pending,

@@ -60,6 +60,8 @@ class Daemon:
             "XDG_CONFIG_HOME": str(self.root / "config"),
             "VLLAMA_ENGINE_PYTHON": str(engine),
             "VLLAMA_ENGINE_DEVICE": "cpu",
+            # The fake engine is up in a tenth of a second, and most tests want no process but those that they start.
+            "VLLAMA_ENGINE_ZYGOTE": "off" if engine == FAKE_PYTHON else "auto",
             "PYTHONWARNINGS": "default",
             **(environment or {}),
         }

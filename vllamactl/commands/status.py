@@ -4,7 +4,7 @@ import time
 
 import click
 
-from vllama.control.v1.daemon_pb2 import Device, GetStatusResponse
+from vllama.control.v1.daemon_pb2 import Device, GetStatusResponse, Zygote
 from vllama.control.v1.workers_pb2 import Worker
 from vllamactl import human
 from vllamactl.client import Client
@@ -90,6 +90,7 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
         ("engine", " ".join(part for part in (engine_words, f"on {engine.device}" if engine.device else "") if part)),
         ("", f"problem: {engine.problem}" if engine.problem else ""),
         ("", engine.python),
+        *(("", _zygote(zygote)) for zygote in engine.zygotes),
         ("models", f"{status.models} on disk, {loaded} loaded"),
         ("requests", f"{status.active_requests} running, {status.waiting_requests} waiting"),
     ]
@@ -100,6 +101,14 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
             ("storage", f"{human.size(storage.models_bytes)} of models, {human.size(storage.free_bytes)} free")
         )
     return facts
+
+
+def _zygote(zygote: Zygote) -> str:
+    """``zygote ready: 412 MB, 3 engines forked from it (pid 4711)``"""
+    if not zygote.pid:
+        return f"zygote {zygote.state}: {zygote.problem}" if zygote.problem else f"zygote {zygote.state}"
+    engines = f"{zygote.forked} engine{'' if zygote.forked == 1 else 's'} forked from it"
+    return f"zygote {zygote.state}: {human.memory(zygote.memory_bytes)}, {engines} (pid {zygote.pid})"
 
 
 def _device(device: Device) -> str:

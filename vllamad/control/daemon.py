@@ -14,7 +14,7 @@ from vllama.control.v1 import daemon_pb2_grpc as pb_grpc
 from vllamad.control import convert
 from vllamad.control.interceptor import Context, unary
 from vllamad.domain.ports import EngineVersion
-from vllamad.domain.view import DeviceView
+from vllamad.domain.view import DeviceView, ZygoteView
 from vllamad.operations.reloading import Reloaded
 from vllamad.supervisor.supervisor import Decided, Supervisor
 
@@ -73,6 +73,7 @@ class DaemonStatus:
     active: int
     waiting: int
     devices: Sequence[DeviceView]
+    zygotes: Sequence[ZygoteView]
     waits: Sequence[str]
     decisions: Sequence[Decided]
     needs_restart: Sequence[ShownChange]
@@ -110,6 +111,16 @@ class DaemonService(pb_grpc.DaemonServicer):
                 version=f"{now.engine.distribution} {now.engine.version}".strip(),
                 problem=now.engine.problem,
                 device=now.engine.device,
+                zygotes=[
+                    pb.Zygote(
+                        state=one.state,
+                        pid=one.pid,
+                        memory_bytes=one.memory_bytes,
+                        forked=one.forked,
+                        problem=one.problem,
+                    )
+                    for one in now.zygotes
+                ],
             ),
             workers=[convert.worker(view) for view in self._supervisor.views()],
             models=now.models,

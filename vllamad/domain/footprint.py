@@ -24,6 +24,8 @@ class EngineSettings:
     adapters: int = 0
     adapter_rank: int = 0
     has_bfloat16: bool = True
+    is_forked: bool = False
+    """From a zygote, with which it shares pages: they count by halves and thirds for each."""
 
     @property
     def packs(self) -> bool:

@@ -178,6 +178,7 @@ def memory_settings(options: EngineOptions, chosen: ModelOptions, model: Model, 
         adapters=ADAPTERS_AT_ONCE if chosen.adapter_rank else 0,
         adapter_rank=_adapter_rank(chosen) if chosen.adapter_rank else 0,
         has_bfloat16=options.has_bfloat16,
+        is_forked=_has_zygote(options, device),
     )
 
 

@@ -376,8 +376,7 @@ class ComingChild:
         self._execute = execute
         self._child: PosixChild | None = None
         self._status = 0
-        """What it ended by, if there never was one."""
-        self._ended_by = 0
+        """What it was ended by before it began."""
         self._is_waiting = True
         """For the zygote to be warm: nothing was asked of it yet."""
         # A task of its own: whoever asks for a child does not wait for it, and everyone who ends it does.
@@ -425,29 +424,22 @@ class ComingChild:
     def _end(self, number: int) -> None:
         if self._coming.done():
             return
-        self._ended_by = self._ended_by or number
+        self._status = self._status or -number
         if self._is_waiting:
             self._coming.cancel()
 
     async def _come(self) -> None:
-        try:
-            await self._zygote.warm()
-        except asyncio.CancelledError:
-            if not self._ended_by:
-                raise
-            self._status = -self._ended_by
-            return
+        await self._zygote.warm()
         self._is_waiting = False
         try:
             self._child, newborn = await self._fork(self._zygote, self._command, self._on_line)
         except NotForked as why:
-            if self._ended_by:
-                self._status = -self._ended_by
+            if self._status:
                 return
             _log.warning("process.unforked title=%s: %s; it is executed", self._command.title, why)
             self._be_executed()
             return
-        if self._ended_by:
+        if self._status:
             # Before the word to begin, or the lack of it, could end it otherwise.
             self._child.terminate()
             newborn.close()

@@ -39,6 +39,8 @@ REPARENT_POLL_S = 0.0005
 ENV_START, ENV_END = 49, 50
 """Where the initial environment lies in memory: fields of ``/proc/PID/stat``, counted from 0."""
 
+EXECUTED_WITH = dict(os.environ)
+
 Order = dict[str, Any]
 Stamp = list[tuple[int, int, int]]
 
@@ -198,17 +200,14 @@ def become(order: Order, descriptors: list[int], middle: int, preparation: Modul
 
 
 def set_environment(wanted: dict[str, str], marker: str) -> None:
-    """Give this process its own environment. ``/proc`` shows the one that the zygote was executed with, by which the
-    daemon would take the two for one: the marker (``NAME=value``) is overwritten in place with one of the same
-    length."""
-    name = marker.partition("=")[0]
-    overwrite(f"{name}={os.environ[name]}".encode(), marker.encode())
-    wanted = wanted | {name: marker.partition("=")[2]}
-    for gone in os.environ.keys() - wanted.keys():
-        del os.environ[gone]
-    for key, value in wanted.items():
-        if os.environ.get(key) != value:
-            os.environ[key] = value
+    """Give this process its own environment. What imports have set or changed stays as it would have become here too.
+
+    ``/proc`` shows the environment that the zygote was executed with, by which the daemon would take the two for one:
+    there the marker (``NAME=value``) is overwritten in place with one of the same length."""
+    name, _, own = marker.partition("=")
+    overwrite(f"{name}={EXECUTED_WITH[name]}".encode(), marker.encode())
+    late = (wanted | {name: own}).items() - EXECUTED_WITH.items()
+    os.environ.update(late)
 
 
 def overwrite(old: bytes, new: bytes) -> None:

@@ -9,6 +9,7 @@ The API server itself is left alone: it has the daemon's SIGTERM from its launch
 
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -17,7 +18,14 @@ PR_SET_PDEATHSIG = 1
 
 
 def install() -> None:
-    """Have the kernel kill this process when its parent ends. Called once per process, early while it loads.
+    """Have this process, and those that it forks by ``multiprocessing``, follow their parents. vLLM calls it once per
+    process, early while it loads, and not again in one that was forked: the signal has to be asked for anew there."""
+    follow_parent()
+    multiprocessing.util.register_after_fork(follow_parent, lambda follow: follow())
+
+
+def follow_parent() -> None:
+    """Have the kernel kill this process when its parent ends.
 
     The kernel means the *thread* that spawned us. vLLM spawns from main threads, which end with their process; if
     that ever changes, an engine dies at the end of its load, which no test would miss.

@@ -63,16 +63,32 @@ class GetStatusResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class Engine(_message.Message):
-    __slots__ = ("python", "version", "problem", "device")
+    __slots__ = ("python", "version", "problem", "device", "zygotes")
     PYTHON_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ZYGOTES_FIELD_NUMBER: _ClassVar[int]
     python: str
     version: str
     problem: str
     device: str
-    def __init__(self, python: _Optional[str] = ..., version: _Optional[str] = ..., problem: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    zygotes: _containers.RepeatedCompositeFieldContainer[Zygote]
+    def __init__(self, python: _Optional[str] = ..., version: _Optional[str] = ..., problem: _Optional[str] = ..., device: _Optional[str] = ..., zygotes: _Optional[_Iterable[_Union[Zygote, _Mapping]]] = ...) -> None: ...
+
+class Zygote(_message.Message):
+    __slots__ = ("state", "pid", "memory_bytes", "forked", "problem")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    pid: int
+    memory_bytes: int
+    forked: int
+    problem: str
+    def __init__(self, state: _Optional[str] = ..., pid: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., forked: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("name", "total_bytes", "free_bytes", "product", "kind", "key", "usable_bytes", "reserved_bytes", "holders", "foreign_bytes", "giveable_bytes", "loading", "temperature_c", "utilisation", "problem")

@@ -1,0 +1,7 @@
+"""Where the engine has its entry."""
+
+import sys
+
+from engine import serve
+
+serve(sys.argv[1:])
