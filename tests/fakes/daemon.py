@@ -241,10 +241,10 @@ class Daemon:
         connection.request("POST", path, json.dumps(body).encode())
         return Waiting(connection)
 
-    def wait_log(self, text: str, seconds: float = 15.0) -> None:
-        """Wait for a line of the daemon's log."""
+    def wait_log(self, text: str, seconds: float = 15.0, count: int = 1) -> None:
+        """Wait for a line of the daemon's log, or for so many of them."""
         deadline = time.monotonic() + seconds
-        while text not in self.log_text():
+        while self.log_text().count(text) < count:
             assert time.monotonic() < deadline, f"never logged {text!r}:\n{self.log_text()}"
             time.sleep(0.01)
 

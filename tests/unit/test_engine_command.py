@@ -11,7 +11,17 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Capability, Model, ModelDetails, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import Command, EnginePlace, WorkerPlaces
-from vllamad.engine.command import GUARD, EngineOptions, ModelOptions, build_command, memory_settings, served_names
+from vllamad.engine.command import (
+    GUARD,
+    LATE,
+    PREPARATION,
+    EngineOptions,
+    ModelOptions,
+    build_command,
+    memory_settings,
+    served_names,
+    zygote_command,
+)
 
 PLACES = WorkerPlaces(Path("/run/vllama/workers/1-1/s"), Path("/run/vllama/workers/1-1"))
 OPTIONS = EngineOptions(Path("/engine/bin/python"), Path("/var/lib/vllama/cache"), {"PATH": "/bin"}, cpu_count=4)
@@ -268,3 +278,51 @@ def test_a_path_that_no_socket_can_have_is_refused() -> None:
 def test_numbers_are_read_as_the_engine_reads_them(args: tuple[str, ...], tokens: int) -> None:
     settings = memory_settings(OPTIONS, ModelOptions(args=args), make_model(), "cuda")
     assert settings.max_num_batched_tokens == tokens
+
+
+def test_all_engines_on_cpu_are_forked_from_one_zygote() -> None:
+    options = replace(OPTIONS, zygote="auto")
+    plain, adapted = build("cpu", options), build("cpu", options, ModelOptions(adapter_rank=8), name="other:1b")
+    zygote = zygote_command(options, "cpu")
+    assert zygote is not None and plain.zygote == adapted.zygote == zygote
+    assert zygote.argv == ["/engine/bin/python", str(PREPARATION)] and PREPARATION.is_file()
+    # What differs between them, and from it, may be set late; all else is there from the beginning.
+    for command in (plain, adapted):
+        assert {name for name, _ in command.env.items() - zygote.env.items()} <= LATE
+        assert not zygote.env.keys() - command.env.keys() and not zygote.env.keys() & LATE
+    assert {"VLLM_ALLOW_RUNTIME_LORA_UPDATING", "TMPDIR"} <= adapted.env.keys()
+
+
+def test_names_that_were_asked_for_are_part_of_the_zygotes_environment() -> None:
+    inherited = {"LD_PRELOAD": "/lib/libtcmalloc.so", "TMPDIR": "/scratch"}
+    options = replace(OPTIONS, zygote="auto", inherited=inherited, env_names=("LD_PRELOAD", "TMPDIR"))
+    command = build("cpu", options)
+    assert command.zygote is not None
+    assert command.zygote.env["LD_PRELOAD"] == "/lib/libtcmalloc.so" and command.env["TMPDIR"] == "/scratch"
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "is_forked"),
+    [
+        ("auto", "cpu", True),
+        ("auto", "cuda", False),
+        ("on", "cuda", True),
+        ("off", "cpu", False),
+        ("off", "cuda", False),
+    ],
+)
+def test_where_engines_are_forked(setting: str, device: str, is_forked: bool) -> None:
+    options = replace(OPTIONS, zygote=setting)
+    assert (build(device, options).zygote is not None) == is_forked
+    assert memory_settings(options, ModelOptions(), make_model(), device).is_forked == is_forked
+
+
+def test_the_engine_core_is_forked_only_where_the_model_runs_in_it() -> None:
+    options = replace(OPTIONS, zygote="auto")
+    assert build("cpu", options).env["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    for other, device in (
+        (replace(options, cpu_count=32), "cpu"),
+        (replace(options, zygote="on"), "cuda"),
+        (OPTIONS, "cpu"),
+    ):
+        assert "VLLM_WORKER_MULTIPROC_METHOD" not in build(device, other).env
