@@ -28,7 +28,7 @@ from vllamad.engine.command import EngineOptions, ModelOptions
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.version import EngineProbe
 from vllamad.process import tree
-from vllamad.process.child import PosixChild, PosixLauncher
+from vllamad.process.child import ComingChild, PosixChild, PosixLauncher
 from vllamad.process.output import LineRing
 
 HEALTH_POLL_S = 0.02
@@ -58,7 +58,7 @@ class Reached:
 class Running(Reached):
     """One of our own, with everything that a claim may want to look at."""
 
-    child: PosixChild
+    child: PosixChild | ComingChild
     launcher: PosixLauncher
     places: WorkerPlaces
     ring: LineRing
@@ -81,8 +81,10 @@ async def running(
     chosen: ModelOptions | None = None,
     cache_folder: Path | None = None,
     idle_s: float | None = None,
+    is_forked: bool = False,
 ) -> AsyncIterator[Running]:
-    """Start an engine as the supervisor does, and end its whole tree afterwards."""
+    """Start an engine as the supervisor does, and end its whole tree afterwards; ``is_forked`` from a zygote, else it
+    is executed."""
     launcher = PosixLauncher(str(folder))
     inherited = dict(os.environ) | (environment or {})
     options = EngineOptions(
@@ -94,6 +96,7 @@ async def running(
         cpu_kv_bytes=512 * 1024**2,
         cpu_count=len(os.sched_getaffinity(0)),
         has_bfloat16="avx512f" in Path("/proc/cpuinfo").read_text(),  # noqa: ASYNC240
+        zygote="on" if is_forked else "off",
     )
     probe = EngineProbe(python, launcher)
     engine = VllmEngine(options, probe, lambda _model: chosen or ModelOptions(), idle_s=idle_s)
@@ -110,6 +113,9 @@ async def running(
         if step := engine.read_phase(line):
             steps.append((time.monotonic() - started, step))
 
+    zygotes_started = asyncio.Event()
+    zygotes = asyncio.create_task(launcher.zygotes.run(zygotes_started))
+    await zygotes_started.wait()
     child = launcher.spawn(engine.command(model, places, EnginePlace()), take)
     client = engine.connect(places.socket)
     try:
@@ -119,10 +125,14 @@ async def running(
     finally:
         await client.close()
         await child.kill_tree()
+        forked = [view.forked for view in launcher.zygotes.views()]
+        zygotes.cancel()
+        await asyncio.wait([zygotes])
+        assert forked == [1] * is_forked
         assert not tree.members(0, f"{folder}:").processes
 
 
-async def _healthy(child: PosixChild, client: UdsEngineClient, ring: LineRing, deadline_s: float) -> None:
+async def _healthy(child: PosixChild | ComingChild, client: UdsEngineClient, ring: LineRing, deadline_s: float) -> None:
     exited = asyncio.create_task(child.wait())
     try:
         async with asyncio.timeout(deadline_s):
@@ -297,7 +307,8 @@ async def sigterm_ends_it(engine: Running) -> None:
         await engine.child.wait()
     print(f"SIGTERM to exit: {time.monotonic() - before:.2f} s")
     await engine.child.kill_tree()
-    assert not tree.members(0, str(engine.places.folder)).processes
+    left = {process.pid for process in tree.members(0, str(engine.places.folder)).processes}
+    assert not left - {view.pid for view in engine.launcher.zygotes.views()}
 
 
 async def _until_running(engine: Running, count: int) -> None:

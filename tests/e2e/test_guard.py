@@ -19,7 +19,7 @@ GONE_DEADLINE_S = 10
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by both starts: the second is faster, as it is in life."""
+    """Shared by all starts: the later ones are faster, as they are in life."""
     return tmp_path_factory.mktemp("engine-cache")
 
 
@@ -33,6 +33,7 @@ def test_the_real_engine_keeps_every_claim(short_folder: Path, cache_folder: Pat
             deadline_s=START_DEADLINE_S,
             cache_folder=cache_folder,
             environment=claims.DEVELOPMENT,
+            is_forked=True,
         ) as engine:
             _show(engine)
             for claim in (*claims.CLAIMS, *claims.SLEEP_CLAIMS):
@@ -50,25 +51,29 @@ def test_the_real_engine_keeps_every_claim(short_folder: Path, cache_folder: Pat
     assert _shared_memory() <= before
 
 
-def test_killed_api_server_takes_engine_core_and_worker_along(short_folder: Path, cache_folder: Path) -> None:
-    """With an own process for the worker, as on several GPUs."""
+@pytest.mark.parametrize("is_forked", [False, True], ids=["executed", "forked"])
+def test_killed_api_server_takes_its_inner_processes_along(
+    short_folder: Path, cache_folder: Path, is_forked: bool
+) -> None:
+    """Executed with an own process for the worker, as on several GPUs; forked with the model inside the engine core."""
     before = _shared_memory()
 
     async def scene() -> None:
         model = claims.make_model(model_folder())
-        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         async with claims.running(
             engine_python(),
             model,
             short_folder,
             deadline_s=START_DEADLINE_S,
-            environment=environment,
+            environment={} if is_forked else {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
             cache_folder=cache_folder,
+            is_forked=is_forked,
         ) as engine:
             _show(engine)
-            found = {p.pid: _title(p.pid) for p in tree.members(engine.child.pid, str(short_folder)).processes}
+            members = tree.members(engine.child.pid, f"{short_folder}:none").processes
+            found = {p.pid: _title(p.pid) for p in members}
             inner = [pid for pid, title in found.items() if "EngineCore" in title or "Worker" in title]
-            assert len(inner) == 2, found
+            assert len(inner) == (1 if is_forked else 2), found
             body = {"messages": claims.QUESTION, "max_tokens": 4000, "ignore_eos": True, "stream": True}
             stream = await engine.client.open("POST", "/v1/chat/completions", json.dumps(body).encode())
             chunks = stream.chunks()
