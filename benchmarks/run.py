@@ -53,7 +53,7 @@ def main() -> int:
     options = parse()
     # Run by its path, not as a module: what this folder lies in is what can be imported.
     sys.path[0] = str(ROOT)
-    from benchmarks import hotpath, machine, measuring, passthrough, plots, scaling
+    from benchmarks import cold_start, hotpath, machine, measuring, passthrough, plots, scaling
     from benchmarks.client import BenchFailed
     from benchmarks.report import Row, table
 
@@ -77,6 +77,9 @@ def main() -> int:
         "growth": lambda: scaling.measure_scaling(effort, say),
     }
     if options.engine is not None:
+        parts["cold start"] = lambda: cold_start.measure_cold_start(
+            options.engine, options.gguf, options.model_state, effort, say
+        )
         parts["real engine"] = engine
     if options.only is not None and options.only not in parts:
         say(f"✗ no part is called {options.only!r}; there are: {', '.join(parts)}")

@@ -484,6 +484,8 @@ class Daemon:
 
     async def _status(self) -> DaemonStatus:
         places = self._loaded.places
+        # First: all else is of one moment.
+        zygotes = await asyncio.to_thread(self._launcher.zygotes.views)
         return DaemonStatus(
             state=self._state,
             pid=os.getpid(),
@@ -499,7 +501,7 @@ class Daemon:
             active=self._gate.active,
             waiting=self._gate.waiting,
             devices=self._device_views(),
-            zygotes=await asyncio.to_thread(self._launcher.zygotes.views),
+            zygotes=zygotes,
             waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
             needs_restart=self._loaded.pending,

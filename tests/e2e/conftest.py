@@ -81,7 +81,9 @@ def theatre(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     talent = tmp_path_factory.mktemp("talent") / "files"
     shutil.copytree(folder, talent, ignore=shutil.ignore_patterns("chat_template.jinja"))
     shutil.copyfile(Path(__file__).with_name("tools_and_thinking.jinja"), talent / "chat_template.jinja")
-    with HubServer() as hub, running(engine=engine_python(), environment={"HF_ENDPOINT": hub.url}) as daemon:
+    # Other tests start engines of their own, which may take longer than a model stays by default.
+    kept = {"VLLAMA_MODELS_KEEP_ALIVE": "1h"}
+    with HubServer() as hub, running(engine=engine_python(), environment=kept | {"HF_ENDPOINT": hub.url}) as daemon:
         daemon.ctl("create", TALENT, "--from", str(talent))
         # The worker makes room for adapters from the beginning: the first one would have it started anew.
         make_adapter(talent.parent / "adapter", hidden=576, layers=30, strength=0.4)

@@ -46,8 +46,9 @@ def test_parsers_are_chosen_by_the_models_own_template(theatre: Theatre, client:
     shown = client.show(TALENT)
     assert shown.capabilities == ["completion", "tools", "thinking"]
     assert shown.template and "<tool_call>" in shown.template
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in theatre.daemon.processes()]
-    (server,) = [command for command in commands if b"--tool-call-parser" in command]
+    # A forked server writes its command line itself, in one piece.
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in theatre.daemon.processes()]
+    (server,) = [line.split() for line in lines if b"--tool-call-parser" in line]
     assert server[server.index(b"--tool-call-parser") + 1] == b"hermes"
     assert server[server.index(b"--reasoning-parser") + 1] == b"qwen3"
 

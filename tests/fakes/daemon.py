@@ -32,6 +32,8 @@ from vllamad.hub.store import ModelStore
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_PYTHON = ROOT / "tests" / "fakes" / "fake_python"
 MARKER = b"VLLAMA_WORKER="
+ZYGOTE = re.compile(r"process\.spawn title=the zygote pid=(\d+)")
+"""How the daemon's log tells of one."""
 READY_S = 20.0
 STOP_S = 60.0
 
@@ -261,7 +263,10 @@ class Daemon:
     # --- what is left --------------------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
-        """Processes of this daemon's workers, by the marker in their environment."""
+        """Processes of this daemon's workers, by the marker in their environment. A zygote is none as long as the
+        daemon runs; afterwards it is as much of a leftover as any."""
+        is_running = self.child is not None and self.child.poll() is None
+        zygotes = {int(pid) for pid in ZYGOTE.findall(self.log_text())} if is_running else set[int]()
         owner = MARKER + os.fsencode(self.runtime)
         found: list[int] = []
         for entry in Path("/proc").iterdir():
@@ -273,7 +278,7 @@ class Daemon:
                     found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-        return found
+        return [pid for pid in found if pid not in zygotes]
 
     def wait_no_processes(self, seconds: float = 15.0) -> None:
         """Wait until no process of any worker is left; say which ones stay."""

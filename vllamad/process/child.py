@@ -102,7 +102,7 @@ class PosixLauncher:
         return child
 
     async def _fork(self, zygote: Zygote, command: Command, on_line: Taker) -> tuple["PosixChild", Newborn]:
-        """Have a child forked; it waits for the word to begin. Raises NotForked."""
+        """Have a child forked; it waits for the word to begin. Raises NotForked, OSError."""
         with self._prepared(command, on_line) as ready:
             order = {
                 "argv": list(command.argv),
@@ -120,7 +120,11 @@ class PosixLauncher:
                     ready.leaf.kill()
                     await ready.leaf.discard()
                 raise
-            child = self._born(newborn.pid, command, ready)
+            try:
+                child = self._born(newborn.pid, command, ready)
+            except OSError:
+                newborn.close()
+                raise
         _log.info("process.fork title=%s pid=%d", command.title, child.pid)
         return child, newborn
 
@@ -129,32 +133,23 @@ class PosixLauncher:
         """What a child is born with. When the block ends, its descriptors are closed here; and if it was not born, what
         was made for it is undone."""
         unique = secrets.token_hex(8)
-        leaf = self._leaf(command, unique)
-        read_end, write_end = os.pipe()
-        own_stdin = _input(command.stdin) if stdin < 0 else -1
-        ready = _Prepared(
-            f"{self._owner}:{unique}",
-            leaf,
-            stdin if own_stdin < 0 else own_stdin,
-            write_end,
-            PipeReader(read_end, on_line, command.longest_line_bytes),
-        )
-        try:
-            yield ready
-        finally:
-            os.close(write_end)
-            if own_stdin >= 0:
-                os.close(own_stdin)
-            if not ready.is_born:
-                ready.reader.close()
-                if leaf:
-                    leaf.remove()
+        with contextlib.ExitStack() as closing, contextlib.ExitStack() as unborn:
+            if leaf := self._leaf(command, unique):
+                unborn.callback(leaf.remove)
+            read_end, write_end = os.pipe()
+            closing.callback(os.close, write_end)
+            reader = PipeReader(read_end, on_line, command.longest_line_bytes)
+            unborn.callback(reader.close)
+            if stdin < 0:
+                stdin = _input(command.stdin)
+                closing.callback(os.close, stdin)
+            yield _Prepared(f"{self._owner}:{unique}", leaf, stdin, write_end, reader, unborn)
 
     def _born(self, pid: int, command: Command, ready: "_Prepared") -> "PosixChild":
         loop = asyncio.get_running_loop()
         child = PosixChild(pid, ready.marker, ready.leaf, command.title, ready.reader, loop, self._notes, self._forget)
         self._children[pid] = child
-        ready.is_born = True
+        ready.unborn.pop_all()
         return child
 
     async def kill_leftovers(self) -> int:
@@ -433,7 +428,7 @@ class ComingChild:
         self._is_waiting = False
         try:
             self._child, newborn = await self._fork(self._zygote, self._command, self._on_line)
-        except NotForked as why:
+        except (NotForked, OSError) as why:
             if self._status:
                 return
             _log.warning("process.unforked title=%s: %s; it is executed", self._command.title, why)
@@ -449,21 +444,22 @@ class ComingChild:
     def _be_executed(self) -> None:
         try:
             self._child = self._execute(self._command, self._on_line)
-        except VllamaError as error:
-            self._on_line(f"vllamad: {error.message}")
+        except (VllamaError, OSError) as error:
+            self._on_line(f"vllamad: {error}")
             self._status = EXIT_NOT_FOUND
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What a child is born with: its marker, its leaf, standard input, where its output goes, and who reads that."""
+    """What a child is born with: its marker, its leaf, standard input, where its output goes, and who reads that.
+    ``unborn`` undoes what is its own from its birth on."""
 
     marker: str
     leaf: Leaf | None
     stdin: int
     output: int
     reader: PipeReader
-    is_born: bool = False
+    unborn: contextlib.ExitStack
 
 
 def remove_files(paths: Iterable[Path]) -> None:

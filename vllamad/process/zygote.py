@@ -3,8 +3,8 @@
 Executed as ``python zygote.py PREPARATION`` by the interpreter of the program that it will become, with one end of a
 ``SOCK_SEQPACKET`` pair as its standard input; never imported by the daemon, and without third party.
 PREPARATION is a file of Python that knows the program: ``warm()`` imports it, ``objection()`` says why it must not be
-forked ("" if it may), ``files()`` are the paths by which an upgrade shows, and ``begin()`` is called in each worker
-before it runs.
+forked ("" if it may), ``files()`` are the paths by which an upgrade shows, and ``begin(argv)`` is called in each
+worker before it runs.
 
 The zygote tells ``{"state": "ready"}`` once, or ``{"state": "refused", "why": ...}`` and ends. For each worker it gets
 one order, with three descriptors: a socket to talk to the daemon, standard output, standard input. The worker is forked
@@ -225,7 +225,7 @@ def run(argv: list[str], preparation: ModuleType) -> None:
     _python, flag, module, *arguments = argv
     assert flag == "-m", argv
     sys.argv = [module, *arguments]
-    preparation.begin()
+    preparation.begin(argv)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

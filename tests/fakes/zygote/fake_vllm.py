@@ -20,5 +20,5 @@ def files() -> list[str]:
     return [__file__]
 
 
-def begin() -> None:
+def begin(argv: list[str]) -> None:
     pass

@@ -30,7 +30,7 @@ def files() -> list[str]:
     return [str(UPGRADED)]
 
 
-def begin() -> None:
+def begin(argv: list[str]) -> None:
     pass
 
 

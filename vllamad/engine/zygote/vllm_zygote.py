@@ -93,8 +93,8 @@ def files() -> list[str]:
     return [sys.executable, *origins, *sorted(packages)]
 
 
-def begin() -> None:
-    """Let go of what an interpreter that was executed would have found or made anew."""
+def begin(argv: list[str]) -> None:
+    """Let go of what an interpreter that was executed would have found or made anew, and look like it."""
     # ``random`` does so by itself, and torch begins with the same seed in every process.
     _module("numpy").random.seed(random.SystemRandom().getrandbits(32))
     tempfile.tempdir = None
@@ -103,7 +103,9 @@ def begin() -> None:
     defaults: tuple[Any, ...] = set_title.__defaults__ or ()
     if defaults and isinstance(defaults[-1], str):
         set_title.__defaults__ = (*defaults[:-1], os.environ.get("VLLM_PROCESS_NAME_PREFIX", defaults[-1]))
-    set_title("APIServer")
+    if importlib.util.find_spec("setproctitle"):
+        # Cut off where there is no more room: before the marker of this worker, see ``process/zygote.py``.
+        _module("setproctitle").setproctitle(" ".join(argv))
     # Python's handlers tell the event loop of a signal over a socket, which a forked engine core shares: what is sent
     # to that one would be handled by its API server as well.
     multiprocessing.util.register_after_fork(signal, lambda module: module.set_wakeup_fd(-1))
