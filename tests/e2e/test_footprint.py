@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Theatre
+from tests.e2e.conftest import TALENT, Theatre
 from tests.e2e.real_engine import START_DEADLINE_S, embedding_model, engine_python, model_folder
 from vllamad.devices.cpu import has_bfloat16
 from vllamad.domain.estimate import estimate
@@ -69,6 +69,7 @@ def test_weights_and_cache(
 
 def test_the_whole_tree_stays_below(theatre: Theatre) -> None:
     """A worker as the daemon runs it, after requests: all of its processes, with adapters and parsers."""
+    theatre.daemon.wait_log(f"sizing.measured model={TALENT}")
     (worker,) = theatre.daemon.workers()
     chosen = EngineSettings(
         device="cpu",
@@ -82,4 +83,5 @@ def test_the_whole_tree_stays_below(theatre: Theatre) -> None:
     footprint = estimate(read_shape(theatre.folder), chosen)
     memory = int(worker["memory_bytes"])
     print(f"tree {memory:,}, estimate {footprint.base_bytes + (1 << 30):,}")
-    assert 0 < memory <= footprint.base_bytes + (1 << 30) <= 1.3 * memory
+    # The estimate is for one that is executed, as it may have to be: forked, it shares half a GiB with the zygote.
+    assert 0 < memory <= footprint.base_bytes + (1 << 30) <= 1.3 * (memory + (1 << 29))

@@ -266,8 +266,8 @@ class Watch:
         self.decisions |= {(one.time.seconds + one.time.nanos / 1e9, one.text): None for one in status.decisions}
 
     def _look_at(self, worker: Any, now: float) -> None:
-        if worker.state not in UP:
-            return
+        if worker.state not in UP or not worker.pid:
+            return  # pid 0: a zygote is asked for it
         key = (worker.name, worker.incarnation, worker.pid)
         life = self.lives.setdefault(key, Life(worker.model, seen_at=now))
         life.last_at = now
