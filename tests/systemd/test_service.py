@@ -30,10 +30,14 @@ def test_a_connection_starts_it(installed: Service) -> None:
 
 def test_a_worker_has_a_control_group_of_its_own(service: Service) -> None:
     assert service.chat()["message"]["content"]
-    (leaf,) = service.leaves()
     (worker,) = service.ps()
-    group = service.box.run("cat", f"/proc/{worker['pid']}/cgroup").stdout
-    assert f"/vllamad.service/{leaf}" in group
+    journal = service.journal()
+    # Forked, under all of the unit's hardening, from a zygote that has a group as well.
+    assert f"process.fork title=tiny:latest pid={worker['pid']}" in journal
+    zygote = re.findall(r"title=the zygote pid=(\d+)", journal)[-1]
+    groups = [service.box.run("cat", f"/proc/{pid}/cgroup").stdout.strip() for pid in (worker["pid"], zygote)]
+    assert {group.rpartition("/vllamad.service/")[2] for group in groups} == set(service.leaves())
+    assert len(set(groups)) == 2
     assert service.box.run("cat", f"/proc/{service.main_pid()}/cgroup").stdout.rstrip().endswith("/vllamad")
 
 
@@ -143,7 +147,7 @@ def test_a_killed_daemon_comes_back_with_its_models(service: Service) -> None:
     service.wait("the model is loaded again", lambda: [one["state"] for one in service.ps()] == ["READY"])
     assert service.ps()[0]["pid"] != worker["pid"]
     assert service.chat()["message"]["content"]
-    assert len(service.leaves()) == 1
+    assert len(service.leaves()) == 2, "the worker's and the zygote's"
 
 
 def test_a_frozen_daemon_is_ended_by_the_watchdog(service: Service) -> None:
