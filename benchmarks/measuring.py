@@ -63,16 +63,16 @@ class HeardDaemon(Daemon):
     holds up who sends the next."""
 
     _hearing: threading.Thread | None = None
-    _is_closing = False
 
     def start(self, *extra: str) -> "HeardDaemon":
+        if self._hearing is not None:
+            self._hearing.join()  # it would take what the next one says
         super().start(*extra)
         self._hearing = threading.Thread(target=self._hear, name="hearing")
         self._hearing.start()
         return self
 
     def close(self) -> None:
-        self._is_closing = True
         try:
             super().close()
         finally:
@@ -80,7 +80,7 @@ class HeardDaemon(Daemon):
                 self._hearing.join()
 
     def _hear(self) -> None:
-        while not self._is_closing or (self.child is not None and self.child.poll() is None):
+        while self.child is not None and self.child.poll() is None:
             try:
                 self._notify.recv(65536)
             except TimeoutError:

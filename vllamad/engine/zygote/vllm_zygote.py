@@ -44,7 +44,20 @@ MODULES = (
     "vllm.entrypoints.openai.models.api_router",
     "vllm.entrypoints.generate.structured_decisions.api_router",
     "vllm.entrypoints.generate.api_router",
+    "vllm.entrypoints.generate.generative_scoring.api_router",
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.openai.responses.api_router",
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.scale_out.factories",
+    "vllm.entrypoints.scale_out.render.api_router",
+    "vllm.entrypoints.scale_out.derender.api_router",
+    "vllm.entrypoints.scale_out.token_in_token_out.api_router",
     "vllm.entrypoints.pooling.factories",
+    "model_hosting_container_standards.sagemaker",
+    "uvicorn.lifespan.on",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
     "vllm.renderers.hf",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.configuration_llama",
@@ -52,10 +65,11 @@ MODULES = (
     "setproctitle",
     "multiprocessing.popen_fork",
     "vllm.v1.engine.core",
+    "vllm.v1.core.sched.scheduler",
     "vllm.v1.executor.multiproc_executor",
     "vllm.v1.executor.uniproc_executor",
     "vllm.distributed.elastic_ep.elastic_execute",
-    "vllm.model_executor.layers.quantization.online",
+    "vllm.model_executor.layers.quantization.online.base",
     "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
     "vllm.model_executor.model_loader.default_loader",
     "vllm.model_executor.models.llama",
@@ -63,7 +77,13 @@ MODULES = (
     "vllm.model_executor.models.qwen3",
 )
 
-CPU_MODULES = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner", "vllm.v1.attention.backends.cpu_attn")
+CPU_MODULES = (
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.triton_utils.dispatcher",
+    "vllm.utils.cpu_triton_utils",
+)
 
 
 def warm() -> None:
