@@ -302,6 +302,21 @@ def test_one_that_always_ends_is_given_up(play: Play, monkeypatch: pytest.Monkey
     play(scene)
 
 
+def test_other_settings_make_another_in_its_place(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        async with opened(stage) as house:
+            before = await house.warm()
+            gone = pid_of(before)
+            house.environment["OTHER"] = "as it was reloaded"
+            child = house.spawn("import os; print('up', os.environ['OTHER'])")
+            assert await stage.line("up") == "as it was reloaded"
+            await until(before, ZygoteState.OFF)
+            assert tree.read(gone) is None and house.keep().forked == 1
+            await child.kill_tree()
+
+    play(scene)
+
+
 def test_an_upgrade_makes_a_new_one(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zygotes, "BACKOFF_S", (0.0,) * 4)
 

@@ -1,7 +1,7 @@
 """Zygotes: processes that have imported a program once and are forked instead of starting it anew (floor 2).
 
-``Zygotes`` keeps them: one for each distinct command of theirs, started before anybody needs it, started again when it
-has ended, and given up with one line in the log where that does not help. ``fork`` gets a worker of one; whatever goes
+``Zygotes`` keeps one, as it was wanted last: started before anybody needs it, started again when it has ended, and
+given up with one line in the log where that does not help. ``fork`` gets a worker of one; whatever goes
 wrong there is ``NotForked``, and the caller executes the program instead. What runs on the other side is ``zygote.py``,
 which also tells the protocol.
 
@@ -34,8 +34,6 @@ FORK_S = 10.0
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
 """Waits after a zygote that ended; if it ends once more without having lived for ``STABLE_S``, it is given up."""
 STABLE_S = 60.0
-MOST = 2
-"""Each holds half a GiB. One is the ordinary case, the other is for an environment that differs."""
 BACKGROUND, NORMAL = 1, 100
 """Weights of its control group: while it warms and nobody waits for it, and else."""
 
@@ -117,6 +115,13 @@ class Zygote:
 
     async def keep(self) -> None:
         """Have a process of it until cancelled, or given up."""
+        try:
+            await self._keep()
+        finally:
+            # Nobody waits for it any more.
+            self._enter(ZygoteState.OFF, self.problem or "it is not wanted any more")
+
+    async def _keep(self) -> None:
         loop, failures = asyncio.get_running_loop(), 0
         while True:
             began = loop.time()
@@ -240,15 +245,17 @@ class Zygote:
 
 
 class Zygotes:
-    """All of them. ``launch`` executes one."""
+    """The one that is kept: engines differ in what they are given late, so a command that differs is that of settings
+    which were reloaded, and takes the place of the one before. ``launch`` executes one."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        self._kept: list[Zygote] = []
+        self._kept: Zygote | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self, started: asyncio.Event) -> None:
-        """Their branch of the daemon's tree: runs until cancelled."""
+        """Its branch of the daemon's tree: runs until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -258,20 +265,20 @@ class Zygotes:
             self._tasks = None
 
     def keep(self, command: Command) -> Zygote | None:
-        """Have one that is made by this command, from now on; None if there are too many, or ``run`` does not run."""
-        for zygote in self._kept:
-            if zygote.command == command:
-                return zygote
-        if self._tasks is None or len(self._kept) >= MOST:
+        """Have the one that is made by this command, from now on; None if ``run`` does not run."""
+        if self._kept is not None and self._kept.command == command:
+            return self._kept
+        if self._tasks is None:
             return None
-        zygote = Zygote(command, self._launch)
-        self._kept.append(zygote)
-        self._tasks.create_task(zygote.keep(), name="zygote")
-        return zygote
+        if self._keeping is not None:
+            self._keeping.cancel()
+        self._kept = Zygote(command, self._launch)
+        self._keeping = self._tasks.create_task(self._kept.keep(), name="zygote")
+        return self._kept
 
     def views(self) -> list[ZygoteView]:
-        """All of them now. Blocking, some 10 ms each."""
-        return [zygote.view() for zygote in self._kept]
+        """What there is now: one, or none. Blocking, some 10 ms."""
+        return [self._kept.view()] if self._kept is not None else []
 
 
 async def _hear(conversation: socket.socket) -> dict[str, Any]:
