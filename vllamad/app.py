@@ -313,11 +313,14 @@ class Daemon:
                 problem=self._engine_version.problem,
                 hint=self._engine_version.hint,
             )
-        if command := self._engine.zygote():
-            # Before anybody asks for a model: whoever asks now waits for it, and gets it sooner than without.
-            self._launcher.zygotes.keep(command)
+        self._keep_zygote()
         await self._look_at_devices()
         self._gate.open()
+
+    def _keep_zygote(self) -> None:
+        """Before anybody asks for a model: whoever asks now waits for it, and gets it sooner than without."""
+        if command := self._engine.zygote():
+            self._launcher.zygotes.keep(command)
 
     async def _has_gpu(self) -> bool:
         return self._has_driver or bool(await self._gpus.read())
@@ -426,6 +429,7 @@ class Daemon:
         self._loaded = then
         set_level(settings.logging.level)
         self._engine.use(self._engine_options(settings))
+        self._keep_zygote()
         self._sizing.forget()
         self._supervisor.use(_worker_limits(settings))
         self._hub.use(settings.models.hub_endpoint, settings.models.hub_token, settings.models.pull_workers)

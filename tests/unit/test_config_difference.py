@@ -21,7 +21,7 @@ NEED_A_RESTART = {
     # Bound, opened or given away once.
     "server.host", "server.port", "control.socket", "control.group",
     # What every estimate and every process of an engine goes by.
-    "engine.python", "engine.device",
+    "engine.python", "engine.device", "engine.zygote",
     # Lowered, they would be less than what is reserved.
     "engine.gpu_memory_utilization", "engine.cpu_memory_bytes",
     # Rings are kept as they were made; engines that were not started for sleep cannot.
