@@ -15,7 +15,6 @@ operation ends that one only.
 """
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -35,27 +34,37 @@ from vllamad.control.models import ModelsService
 from vllamad.control.operations import OperationsService
 from vllamad.control.server import ControlServer
 from vllamad.control.workers import WorkersService
-from vllamad.devices.cpu import CpuProbe, has_bfloat16
+from vllamad.devices.cpu import CpuProbe
 from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.budget import MARGIN_SHARE
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ladder import Rules
-from vllamad.domain.model import Model, with_parsers
+from vllamad.domain.model import Model
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
-from vllamad.domain.worker import State
-from vllamad.domain.workload import Limits
 from vllamad.engine.command import EngineOptions, ModelOptions, identity_of
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.version import EngineProbe
-from vllamad.gate.gate import Gate, GateLimits, ModelRules
+from vllamad.from_settings import (
+    configured,
+    engine_options,
+    gate_limits,
+    is_local,
+    is_loopback,
+    model_options,
+    model_rules,
+    policy,
+    sizing_rules,
+    worker_limits,
+)
+from vllamad.gate.gate import Gate, ModelRules
 from vllamad.host.clock import RealClock
 from vllamad.host.logs import add_sink, event, set_level
 from vllamad.host.notify import SystemdNotifier, watchdog_interval_s
 from vllamad.host.signals import Signals
 from vllamad.http.server import HttpServer, make_app, use_policy
-from vllamad.http.services import Policy, Services
+from vllamad.http.services import Services
 from vllamad.hub.convert import GgufConverter
 from vllamad.hub.footprints import FootprintStore
 from vllamad.hub.loaded import LoadedFile
@@ -74,7 +83,7 @@ from vllamad.operations.reloading import Reloaded, Reloading
 from vllamad.process import cgroup
 from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
-from vllamad.supervisor.limits import WorkerLimits
+from vllamad.showing import Picture, health, summary
 from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.supervisor import Supervisor
 
@@ -143,7 +152,7 @@ class Daemon:
             self._launcher,
             self._memory,
             places.worker_sockets,
-            _worker_limits(settings),
+            worker_limits(settings),
             lambda: LineRing(settings.engine.log_lines),
             Rules(is_on=settings.scheduler.sleep == "auto"),
         )
@@ -160,7 +169,7 @@ class Daemon:
             self._supervisor,
             self._memory,
             self._sizing,
-            _gate_limits(settings),
+            gate_limits(settings),
             self._rules,
             lambda model: self._catalog.as_it_is(model),
         )
@@ -214,7 +223,7 @@ class Daemon:
             self._supervisor,
             self._health,
         )
-        self._web = make_app(services, self._policy(settings))
+        self._web = make_app(services, policy(settings, self._sockets))
         self._http = HttpServer(self._web, settings.server.host, settings.server.port, http)
         self._reconciling = Reconciling(self._catalog, self._supervisor, self._preload)
         self._reloading = Reloading(
@@ -277,18 +286,18 @@ class Daemon:
         )
         self._tell_address()
         self._notifier.ready(self._summary())
-        for name in self._loaded.settings.models.preload:
+        for name in self._settings.models.preload:
             self._preload(name, False)
-        self._restoring.load_again(but=[str(ModelRef.parse(name)) for name in self._loaded.settings.models.preload])
+        self._restoring.load_again(but=[str(ModelRef.parse(name)) for name in self._settings.models.preload])
 
     def _tell_address(self) -> None:
         """What a file says of the address, and has no effect, is told."""
         if not self._sockets:
             return
-        server, addresses = self._loaded.settings.server, ", ".join(self._http.addresses)
+        server, addresses = self._settings.server, ", ".join(self._http.addresses)
         sources = {key: self._loaded.values[key].source for key in ("server.host", "server.port")}
         is_other = {
-            "server.host": _is_loopback(server.host) != _is_local(self._sockets),
+            "server.host": is_loopback(server.host) != is_local(self._sockets),
             "server.port": not any(address.endswith(f":{server.port}") for address in self._http.addresses),
         }
         for key, source in sources.items():
@@ -326,7 +335,7 @@ class Daemon:
         return self._has_driver or bool(await self._gpus.read())
 
     async def _look_at_devices(self) -> None:
-        engine = self._loaded.settings.engine
+        engine = self._settings.engine
         if self._engine_version.device == "cuda":
             await self._memory.use(self._gpus, 1 - engine.gpu_memory_utilization, CpuProbe())
             looks = 1
@@ -342,7 +351,7 @@ class Daemon:
             await self._memory.use(CpuProbe(budget_bytes=budget), 0.0 if budget else MARGIN_SHARE)
 
     async def _shut_down(self) -> None:
-        settings = self._loaded.settings
+        settings = self._settings
         self._state = "DRAINING"
         self._reloading.close()
         self._restoring.stop()
@@ -418,7 +427,7 @@ class Daemon:
 
     def foresee(self, then: Loaded) -> tuple[Consequence, ...]:
         """See ``reloading.House``."""
-        now = self._loaded.settings
+        now = self._settings
         is_outdated = self._engine_options(now) != self._engine_options(then.settings)
         return self._reconciling.foresee(self._terms(now), self._terms(then.settings), is_outdated=is_outdated)
 
@@ -431,11 +440,11 @@ class Daemon:
         self._engine.use(self._engine_options(settings))
         self._keep_zygote()
         self._sizing.forget()
-        self._supervisor.use(_worker_limits(settings))
+        self._supervisor.use(worker_limits(settings))
         self._hub.use(settings.models.hub_endpoint, settings.models.hub_token, settings.models.pull_workers)
         self._catalog.use_aliases(dict(settings.models.aliases))
-        use_policy(self._web, self._services, self._policy(settings))
-        self._gate.use(_gate_limits(settings))
+        use_policy(self._web, self._services, policy(settings, self._sockets))
+        self._gate.use(gate_limits(settings))
         self._reconciling.carry_out(consequences)
         self._loading.tidy()
 
@@ -448,39 +457,16 @@ class Daemon:
 
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
-            identity=lambda model: identity_of(_configured(settings, model), self._options_of(settings, model)),
-            rules=lambda model: _rules(settings, model),
+            identity=lambda model: identity_of(configured(settings, model), self._options_of(settings, model)),
+            rules=lambda model: model_rules(settings, model),
             preload=settings.models.preload,
-        )
-
-    def _policy(self, settings: Settings) -> Policy:
-        return Policy(
-            settings.server.origins,
-            _is_local(self._sockets) if self._sockets else _is_loopback(settings.server.host),
-            settings.server.max_body_bytes,
-            settings.server.remote_images,
-            settings.auth.api_keys,
         )
 
     # --- what the faces show -------------------------------------------------------------------------------------
 
     def _summary(self) -> str:
-        """One line for ``systemctl status``."""
-        views = self._supervisor.views()
-        loaded = len({view.model for view in views if view.is_loaded})
-        loading = len({view.model for view in views if view.state is State.STARTING})
-        failed = len({view.model for view in views if view.state is State.FAILED})
-        cache = max((view.cache_usage for view in views), default=0.0)  # the one that will preempt first
-        parts = [
-            f"{loaded} model{'' if loaded == 1 else 's'} loaded",
-            f"{loading} loading" if loading else "",
-            f"{failed} failed" if failed else "",
-            f"{self._gate.active} request{'' if self._gate.active == 1 else 's'}",
-            f"{self._gate.waiting} waiting" if self._gate.waiting else "",
-            f"{cache:.0%} KV".replace("%", " %") if cache else "",
-        ]
-        leaving = "stopping: " if self._state == "DRAINING" else ""
-        return leaving + ", ".join(part for part in parts if part)
+        is_leaving = self._state == "DRAINING"
+        return summary(self._supervisor.views(), self._gate.active, self._gate.waiting, is_leaving=is_leaving)
 
     def _url(self) -> str:
         addresses = self._http.addresses
@@ -521,142 +507,45 @@ class Daemon:
         ]
 
     def _health(self) -> dict[str, Any]:
-        """The body of ``/health``."""
-        problem = self._engine_version.problem
-        status = "ok" if self._state == "SERVING" and not problem else self._state.lower()
-        if problem and self._state == "SERVING":
-            status = "no engine"
-        return {
-            "status": status,
-            "daemon": {
-                "version": __version__,
-                "state": self._state.lower(),
-                "uptime_s": round(time.time() - self._started, 1),
-                "memory_bytes": _resident_bytes(),
-            },
-            "engine": {
-                "version": f"{self._engine_version.distribution} {self._engine_version.version}".strip(),
-                "device": self._engine_version.device,
-                "problem": problem or None,
-            },
-            "workers": [
-                {
-                    "name": view.name,
-                    "model": view.model,
-                    "state": view.state.value,
-                    "requests": view.leases,
-                    "waiting": view.waiting,
-                    "memory_bytes": view.memory_bytes,
-                    "error": view.error.message if view.error else None,
-                    "log": str(view.error.facts.get("log", "")).splitlines() if view.error else [],
-                }
-                for view in self._supervisor.views()
-            ],
-            "devices": [
-                {
-                    "name": one.name,
-                    "kind": one.kind,
-                    "total_bytes": one.total_bytes,
-                    "free_bytes": one.free_bytes,
-                    "reserved_bytes": one.reserved_bytes,
-                    "foreign_bytes": one.foreign_bytes,
-                    "problem": one.problem or None,
-                }
-                for one in self._device_views()
-            ],
-            "storage": {"models_bytes": self._catalog.total_bytes(), "free_bytes": self._free_bytes},
-            "queue": {
-                "active": self._gate.active,
-                "waiting": self._gate.waiting,
-                "limit": self._loaded.settings.scheduler.max_queue,
-            },
-        }
+        seen = Picture(
+            state=self._state,
+            version=__version__,
+            uptime_s=time.time() - self._started,
+            memory_bytes=_resident_bytes(),
+            engine=self._engine_version,
+            workers=self._supervisor.views(),
+            devices=self._device_views(),
+            models_bytes=self._catalog.total_bytes(),
+            free_bytes=self._free_bytes,
+            active=self._gate.active,
+            waiting=self._gate.waiting,
+            queue_limit=self._settings.scheduler.max_queue,
+        )
+        return health(seen)
 
-    # --- settings to adapters ------------------------------------------------------------------------------------
+    # --- what is in force, for whoever asks for a model ------------------------------------------------------------
+
+    @property
+    def _settings(self) -> Settings:
+        return self._loaded.settings
 
     def _engine_options(self, settings: Settings) -> EngineOptions:
-        engine = settings.engine
-        return EngineOptions(
-            python=self._python,
-            cache_folder=self._loaded.places.cache,
-            inherited=self._environ,
-            env_names=engine.env,
-            cpu_kv_bytes=engine.cpu_kv_bytes,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            zygote=engine.zygote,
-            sleep=self._loaded.settings.scheduler.sleep == "auto",
-            enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
-            cpu_count=len(os.sched_getaffinity(0)),
-            has_bfloat16=has_bfloat16(),
-        )
+        return engine_options(settings, self._python, self._loaded.places.cache, self._environ)
 
     def _configured(self, model: Model) -> Model:
-        return _configured(self._loaded.settings, model)
-
-    def _model_options(self, model: Model) -> ModelOptions:
-        return self._options_of(self._loaded.settings, model)
+        return configured(self._settings, model)
 
     def _options_of(self, settings: Settings, model: Model) -> ModelOptions:
-        chosen = settings.for_model(*model.lineage)
-        return ModelOptions(
-            context_length=chosen.context_length,
-            max_num_seqs=chosen.max_num_seqs,
-            dtype=chosen.dtype,
-            args=chosen.args,
-            adapter_rank=self._catalog.adapter_rank(model),
-        )
+        return model_options(settings, model, self._catalog.adapter_rank(model))
+
+    def _model_options(self, model: Model) -> ModelOptions:
+        return self._options_of(self._settings, model)
 
     def _rules(self, model: Model) -> ModelRules:
-        return _rules(self._loaded.settings, model)
+        return model_rules(self._settings, model)
 
     def _sizing_rules(self, model: Model) -> SizingRules:
-        chosen = self._loaded.settings.for_model(*model.lineage)
-        return SizingRules(
-            context_length=chosen.context_length,
-            cache_tokens=chosen.cache_tokens,
-            cpu_kv_bytes=self._loaded.settings.engine.cpu_kv_bytes,
-            devices=chosen.devices,
-            tensor_parallel=chosen.tensor_parallel,
-            replicas=chosen.replicas,
-        )
-
-
-def _configured(settings: Settings, model: Model) -> Model:
-    if not settings.model:  # no rows: asked a thousand times for a list of a thousand
-        return model
-    chosen = settings.for_model(*model.lineage)
-    return with_parsers(model, chosen.tool_parser, chosen.reasoning_parser)
-
-
-def _rules(settings: Settings, model: Model) -> ModelRules:
-    chosen = settings.for_model(*model.lineage)
-    return ModelRules(chosen.keep_alive_s, chosen.is_pinned, chosen.priority)
-
-
-def _worker_limits(settings: Settings) -> WorkerLimits:
-    engine = settings.engine
-    return WorkerLimits(
-        start_s=engine.start_timeout_s,
-        term_s=engine.term_grace_s,
-        kill_s=engine.kill_grace_s,
-        release_s=engine.release_timeout_s,
-        backoff_s=engine.backoff_s,
-        attempts=engine.restart_attempts,
-    )
-
-
-def _gate_limits(settings: Settings) -> GateLimits:
-    scheduler = settings.scheduler
-    return GateLimits(
-        Limits(
-            max_loaded=scheduler.max_loaded_models,
-            parallel=0 if settings.engine.max_num_seqs else scheduler.num_parallel,
-            queue_per_model=scheduler.max_queue_per_model,
-            queue=scheduler.max_queue,
-        ),
-        wait_s=scheduler.load_wait_s,
-        idle_s=settings.models.keep_alive_s,
-    )
+        return sizing_rules(self._settings, model)
 
 
 async def _started(
@@ -667,20 +556,6 @@ async def _started(
     task = tasks.create_task(run(started), name=name)
     await started.wait()
     return task
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_local(sockets: Sequence[socket.socket]) -> bool:
-    """True if nobody on another machine can reach any of them."""
-    return all(each.family == socket.AF_UNIX or _is_loopback(str(each.getsockname()[0])) for each in sockets)
 
 
 def _resident_bytes() -> int:

@@ -27,6 +27,8 @@ FLOOR: dict[str, int] = {
     "vllamad.control": 4,
     "vllamad.app": 5,
     "vllamad.checkup": 5,
+    "vllamad.from_settings": 5,
+    "vllamad.showing": 5,
     "vllamad.__main__": 5,
 }
 
