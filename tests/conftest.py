@@ -13,10 +13,12 @@ settings.register_profile("quick", max_examples=25)
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C mean something to the programs that tests start: a shell's background job inherits an ignored SIGINT,
-    and hands it on to every child."""
+    """Let the keyboard's signals mean something to the programs that tests start: a shell's background job inherits
+    that they are ignored, and hands it on to every child."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def test_installed_used_rolled_back_and_run_by_the_daemon(
 
         daemon.start()
         monkeypatch.setenv("VLLAMA_SOCKET", str(daemon.socket))
+        daemon.wait_log("version=9.9.1")
         assert daemon.json("status")["engine"]["python"] == first["python"]
 
         assert ctl("install", "--cpu", "--version", "9.9.2", state=daemon.state) == 0
