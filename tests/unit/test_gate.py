@@ -419,6 +419,24 @@ def test_a_deaf_engine_is_killed_after_its_grace() -> None:
     in_house(test)
 
 
+def test_an_engine_that_is_not_ready_yet_is_not_waited_for_long() -> None:
+    """vLLM does not look at signals while it loads."""
+
+    async def test(house: House) -> None:
+        caller = house.ask(A)
+        await house.until(A, State.STARTING)
+        house.launcher.last.ignores_term = True
+        caller.task.cancel()
+        house.supervisor.stop(house.worker(A).holder)
+        assert house.state(A) is State.STOPPING
+        house.clock.advance(1.9)
+        assert house.state(A) is State.STOPPING
+        house.clock.advance(0.2)
+        await house.until(A, State.STOPPED)
+
+    in_house(test)
+
+
 def test_an_unkillable_tree_is_a_leak_that_nobody_reuses() -> None:
     async def test(house: House) -> None:
         caller = house.ask(A)

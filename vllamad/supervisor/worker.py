@@ -52,6 +52,10 @@ engine_log = logging.getLogger("vllamad.engine")
 RETRY_LOAD_S = 1.0
 """How soon a crashed worker that found its device loading somebody else asks again."""
 
+LOADING_TERM_S = 2.0
+"""How long an engine that was not ready yet gets after SIGTERM, at most: vLLM looks at signals only when it is (20 s,
+measured), and it has served nobody whom it would have to finish with. Who tidies up after it is spared by the kill."""
+
 LINGER_S = 1.0
 """How long it stays at least while requests wait for it, also with a keep-alive of nothing: the gate may pause for a
 moment before it grants them."""
@@ -533,6 +537,8 @@ class WorkerHandle:
             return 0.0
         if deadline is Deadline.DRAIN and self._drain_s is not None:
             return self._drain_s
+        if deadline is Deadline.TERM and self._life is not None and not self._life.context_length:
+            return min(LOADING_TERM_S, usual)
         return usual
 
     def _deadline_passed(self, deadline: Deadline, incarnation: int) -> None:
