@@ -16,6 +16,8 @@ CLIENT = str(Path(__file__).with_name("client.py"))
 GROUPS = [f"/sys/fs/cgroup{top}/system.slice/vllamad.service" for top in ("/unified", "")]
 """One of them is there: with controllers in version 1, and without."""
 
+HIDDEN = ("/root/", "/home/", "/tmp/", "/var/tmp/")
+
 STORE = """
 import os, sys
 from pathlib import Path
@@ -64,8 +66,8 @@ class Service:
             # Fifteen times faster than for everyone, so that a test need not wait for half a minute.
             "WatchdogSec=4s",
         ]
-        # An interpreter in somebody's home is hidden from the service, and from the users of the tests.
-        hidden = [path for path in {sys.base_prefix, str(ROOT)} if path.startswith(("/root/", "/home/"))]
+        # What lies in somebody's home or in /tmp is hidden from the service, and from the users of the tests.
+        hidden = [path for path in {sys.base_prefix, str(ROOT)} if path.startswith(HIDDEN)]
         if hidden:
             lines += ["ProtectHome=tmpfs", f"BindReadOnlyPaths={' '.join(hidden)}"]
         for path in hidden:
