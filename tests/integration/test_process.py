@@ -33,6 +33,16 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
 
 
+async def keeper_of(leader: int, stage: Stage) -> int:
+    """The process that keeps the names of shared memory: it is known when it has come to be executed, which may be
+    after its user has said that it is up."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not (found := tree.tidiers(tree.members(leader, str(stage.folder)))):
+            await asyncio.sleep(0.01)
+    (keeper,) = found
+    return keeper
+
+
 def is_alive(pid: int) -> bool:
     process = tree.read(pid)
     return process is not None and not process.is_zombie
@@ -197,9 +207,7 @@ def test_shared_memory_is_removed_though_its_users_died_before_the_kill(play) ->
         path = Path(await stage.line("up"))
         assert path in shared_memory()
         # The keeper of names is stopped, so that it cannot be done before the tree is killed.
-        keepers = tree.tidiers(tree.members(child.pid, str(stage.folder)))
-        assert len(keepers) == 1
-        (keeper,) = keepers
+        keeper = await keeper_of(child.pid, stage)
         os.kill(keeper, signal.SIGSTOP)
         os.kill(child.pid, signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
@@ -224,7 +232,7 @@ def test_a_keeper_of_names_that_hangs_is_killed(play, monkeypatch: pytest.Monkey
             """
         )
         path = Path("/dev/shm") / await stage.line("up")
-        (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        keeper = await keeper_of(child.pid, stage)
         os.kill(keeper, signal.SIGSTOP)
         await child.kill_tree()
         assert tree.read(keeper) is None
@@ -247,7 +255,7 @@ def test_a_keeper_of_names_that_was_stopped_goes_on(play, monkeypatch: pytest.Mo
             """
         )
         path = Path("/dev/shm") / await stage.line("up")
-        (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        keeper = await keeper_of(child.pid, stage)
         os.kill(keeper, signal.SIGSTOP)
         os.kill(child.pid, signal.SIGKILL)
         await child.wait()
@@ -549,7 +557,7 @@ def test_successor_kills_a_keeper_of_names_that_hangs_alone(play, monkeypatch: p
             """
         )
         await stage.line("up")
-        (keeper,) = tree.tidiers(tree.members(child.pid, str(stage.folder)))
+        keeper = await keeper_of(child.pid, stage)
         os.kill(child.pid, signal.SIGKILL)
         await child.wait()
         async with asyncio.timeout(DEADLINE_S):
