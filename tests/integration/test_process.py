@@ -37,7 +37,7 @@ async def keeper_of(leader: int, stage: Stage) -> int:
     """The process that keeps the names of shared memory: it is known when it has come to be executed, which may be
     after its user has said that it is up."""
     async with asyncio.timeout(DEADLINE_S):
-        while not (found := tree.tidiers(tree.members(leader, str(stage.folder)))):
+        while not (found := tree.tidiers(tree.members(leader, str(stage.folder)))):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
     (keeper,) = found
     return keeper
