@@ -1,9 +1,11 @@
 """Lines of real starts (vLLM 0.32), and what they say."""
 
+import logging
+
 import pytest
 
 from vllamad.domain.ports import LoadStep, Taken
-from vllamad.engine.phases import plain, read_phase
+from vllamad.engine.phases import level, plain, read_phase
 from vllamad.engine.taken import read_taken
 
 CORE = "(EngineCore pid=8456) INFO 11-22 18:50:17 "
@@ -104,3 +106,17 @@ def test_what_the_engine_says_that_it_took(line: str, taken: Taken | None) -> No
 
 def test_what_was_said_first_stays_until_it_is_said_anew() -> None:
     assert Taken(5, 0) | Taken(0, 7) | Taken(6, 0) == Taken(6, 7)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:1] out of memory", logging.ERROR),
+        ("(APIServer pid=7) WARNING 11-26 10:00:00 [api.py:9] slow", logging.WARNING),
+        ("(APIServer pid=7) INFO 11-26 10:00:00 [api.py:9] ERROR is a word here", logging.INFO),
+        ("(EngineCore pid=7) Traceback (most recent call last):", logging.INFO),
+        ("INFO:     Application startup complete.", logging.INFO),
+    ],
+)
+def test_a_line_is_as_bad_as_the_engine_says(line: str, expected: int) -> None:
+    assert level(line) == expected

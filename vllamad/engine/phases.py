@@ -56,17 +56,18 @@ _STEPS: tuple[tuple[re.Pattern[str], Reading], ...] = (
 )
 
 
-_HEAD = re.compile(r"^\((?:APIServer|EngineCore|Worker)\w* pid=\d+\) (?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] )?")
-
-
-_LEVEL = re.compile(r"^\((?:APIServer|EngineCore|Worker)\w* pid=\d+\) (?P<level>WARNING|ERROR|CRITICAL) \d\d-\d\d ")
+_HEAD = re.compile(
+    r"^\((?:APIServer|EngineCore|Worker)\w* pid=\d+\) "
+    r"(?:(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] )?"
+)
+_LEVELS = {"WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
 
 
 def level(line: str) -> int:
     """How bad a line is, as a level of ``logging``. A trace is written line by line without one, and is INFO: the line
     before it says that it is an error."""
-    match = _LEVEL.match(line)
-    return logging.getLevelNamesMapping()[match["level"]] if match else logging.INFO
+    match = _HEAD.match(line)
+    return _LEVELS.get(match["level"], logging.INFO) if match else logging.INFO
 
 
 def plain(line: str) -> str:
