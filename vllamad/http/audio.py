@@ -59,8 +59,7 @@ class Audio:
             if not name:
                 raise VllamaError(Reason.INVALID_REQUEST, "model is required", field="model")
             call.model = name
-            model = self._services.catalog.resolve(name)
-            call.found = model.name
+            model = call.find(self._services.catalog, name)
             async with self._services.gate.lease(
                 model, keep_alive_s=keep_alive_of(request), caller=call.caller
             ) as lease:

@@ -12,7 +12,9 @@ from aiohttp import web
 
 from vllamad.dialects.go_values import dumps
 from vllamad.dialects.passing import Face
+from vllamad.domain.model import Model
 from vllamad.host.logs import event
+from vllamad.http.services import CatalogService
 
 log = logging.getLogger("vllamad.http")
 
@@ -53,6 +55,12 @@ class Call:
     headers: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """What every answer to this request carries beside its own headers."""
     started_ns: int = field(default_factory=time.perf_counter_ns)
+
+    def find(self, catalog: CatalogService, name: str) -> Model:
+        """The model that is asked for by this name; the log line is about it from now on. Raises ModelNotFound."""
+        model = catalog.resolve(name)
+        self.found = model.name
+        return model
 
     @property
     def spent_ns(self) -> int:

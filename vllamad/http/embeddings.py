@@ -51,8 +51,7 @@ class Embeddings:
         asked = await self._bodies.work(len(body), lambda: read(body))
         call.model = asked.model
         try:
-            model = self._services.catalog.resolve(asked.model)
-            call.found = model.name
+            model = call.find(self._services.catalog, asked.model)
         except ModelNotFound as error:
             raise ollama_embed.not_found(asked) from error
         options = read_options(options_with(model, asked.options))

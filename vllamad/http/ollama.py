@@ -64,8 +64,7 @@ class Inference:
         call.model = asked.model
         if not asked.model:
             raise bad_request("model is required")
-        model = self._services.catalog.resolve(asked.model)
-        call.found = model.name
+        model = call.find(self._services.catalog, asked.model)
         empty: dict[str, Any] = {"message": {"role": "assistant", "content": ""}}
         if chat.is_empty and asked.keep_alive_s == 0:
             return self._unload(asked, model, empty)
@@ -96,8 +95,7 @@ class Inference:
         call.model = asked.model
         if not asked.model:
             raise ModelNotFound("")
-        model = self._services.catalog.resolve(asked.model)
-        call.found = model.name
+        model = call.find(self._services.catalog, asked.model)
         empty: dict[str, Any] = {"response": ""}
         if generate.is_empty and asked.keep_alive_s == 0:
             return self._unload(asked, model, empty)

@@ -55,8 +55,7 @@ class Passing:
         asked = await self._bodies.work(size, partial(read_asked, body))
         del body
         call.model = asked.model
-        model = self._services.catalog.resolve(asked.model)
-        call.found = model.name
+        model = call.find(self._services.catalog, asked.model)
         check(asked, model, wire)
         if asked.addresses:
             await self._bring(asked)

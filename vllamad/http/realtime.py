@@ -41,8 +41,7 @@ class Realtime:
         if not name:
             raise VllamaError(Reason.INVALID_REQUEST, f"model is required: {REALTIME}?model=NAME", field="model")
         call.model = name
-        model = self._services.catalog.resolve(name)
-        call.found = model.name
+        model = call.find(self._services.catalog, name)
         async with self._services.gate.lease(model, keep_alive_s=keep_alive_of(request), caller=call.caller) as lease:
             call.waited_ms = lease.waited_ns / 1e6
             engine = await lease.connect(REALTIME, headers.onward(request, call, content_type=""))
