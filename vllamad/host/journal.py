@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
+from vllamad.host.fields import Fields
+
 SOCKET = Path("/run/systemd/journal/socket")
 
 IDENTIFIER = "vllamad"
@@ -33,8 +35,6 @@ _DURATIONS: Mapping[str, float] = {"total_ms": 1.0, "duration_ms": 1.0, "load_s"
 """Fields that say how long the event took, and what makes milliseconds of them."""
 
 _EVENT = re.compile(r"[a-z_]+\.[a-z_]+(?![^\s:])")
-
-Fields = Mapping[str, object]
 
 
 def priority(level: int) -> int:

@@ -298,8 +298,7 @@ class WorkerHandle:
         if not can_sleep or wanted is None or not wanted.can_sleep or placement is None:
             self.post(Kind.STOP)
             return
-        idle_s = self._clock.now() - self._idle.since
-        choice = ladder.choose(ladder.sleeper(self.holder, wanted, len(placement.devices), Rung.RESIDENT, idle_s))
+        choice = ladder.choose(self._seen_on(Rung.RESIDENT, wanted, placement))
         self._deps.decided(choice.why)
         if choice.rung is Rung.STOPPED or self._deps.memory.begin_load(self.holder) is not None:
             # Beside a load nobody falls asleep: the engine that loads looks at what is free.
@@ -312,8 +311,11 @@ class WorkerHandle:
         """The ladder's picture of it while it sleeps; None if it does not."""
         if not self.picture().is_asleep or self.wanted is None or self.placement is None:
             return None
+        return self._seen_on(self._rung, self.wanted, self.placement)
+
+    def _seen_on(self, rung: Rung, wanted: Wanted, placement: Placement) -> Sleeper:
         idle_s = self._clock.now() - self._idle.since
-        return self._deps.ladder.sleeper(self.holder, self.wanted, len(self.placement.devices), self._rung, idle_s)
+        return self._deps.ladder.sleeper(self.holder, wanted, len(placement.devices), rung, idle_s)
 
     # --- leases --------------------------------------------------------------------------------------------------
 
