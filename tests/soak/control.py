@@ -57,15 +57,11 @@ class Control:
 
     def waiting(self) -> int:
         """Requests that wait for a worker, also those of the daemon itself that loads again what was loaded."""
-        with self._channel() as channel:
-            asked = daemon_pb2.GetStatusRequest()
-            return daemon_pb2_grpc.DaemonStub(channel).GetStatus(asked, timeout=CALL_S).waiting_requests
+        return self._status().waiting_requests
 
     def devices(self) -> list[tuple[str, int, list[str]]]:
         """Each device, what is reserved on it, and for whom: what ``vllamactl status`` shows."""
-        with self._channel() as channel:
-            status = daemon_pb2_grpc.DaemonStub(channel).GetStatus(daemon_pb2.GetStatusRequest(), timeout=CALL_S)
-        return [(one.name, one.reserved_bytes, list(one.holders)) for one in status.devices]
+        return [(one.name, one.reserved_bytes, list(one.holders)) for one in self._status().devices]
 
     def insist(self, model: str) -> None:
         """Begin to load a model as a person asks for it: at once, even if it has just failed."""
@@ -84,6 +80,10 @@ class Control:
             for response in operations.WatchOperation(watched, timeout=seconds):
                 last = response.operation
         return last.failure.reason
+
+    def _status(self) -> daemon_pb2.GetStatusResponse:
+        with self._channel() as channel:
+            return daemon_pb2_grpc.DaemonStub(channel).GetStatus(daemon_pb2.GetStatusRequest(), timeout=CALL_S)
 
     @contextlib.contextmanager
     def _channel(self) -> Iterator[grpc.Channel]:
