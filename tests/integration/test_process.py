@@ -18,7 +18,7 @@ from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Command
 from vllamad.process import tree
-from vllamad.process.child import PosixLauncher
+from vllamad.process.child import PosixChild, PosixLauncher
 
 
 @pytest.fixture(params=["searched", "leaf"])
@@ -31,6 +31,35 @@ def play(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Play]:
 
 def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
+
+
+HANGING_KEEPER = """
+import signal, subprocess, sys
+hangs = "import signal; print('up', flush=True); signal.pause()"
+subprocess.Popen([sys.executable, "-c", hangs, "multiprocessing." + "resource_tracker"])
+signal.pause()
+"""
+"""Has a keeper of names that says "up" and never ends by itself."""
+
+MAPS_FILE = """
+import mmap, os
+with open(f"/dev/shm/vllama-test-{os.getpid()}", "wb+") as file:
+    file.truncate(4096)
+    held = mmap.mmap(file.fileno(), 4096)
+"""
+
+
+async def holder(stage: Stage) -> tuple[PosixChild, Path]:
+    """A child that has mapped a file in /dev/shm, by the library whose keeper of names would remove it."""
+    child = stage.spawn(
+        """
+        import multiprocessing.shared_memory, signal
+        held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
+        print('up', held._name.lstrip('/'))
+        signal.pause()
+        """
+    )
+    return child, Path("/dev/shm") / await stage.line("up")
 
 
 async def keeper_of(leader: int, stage: Stage) -> int:
@@ -173,67 +202,11 @@ def test_cancelled_kill_can_be_finished_by_another(play) -> None:
 
 def test_shared_memory_of_killed_processes_is_removed(play) -> None:
     async def scene(stage: Stage) -> None:
-        child = stage.spawn(
-            """
-            import mmap, os, signal
-            path = f'/dev/shm/vllama-test-{os.getpid()}'
-            with open(path, 'wb+') as file:
-                file.truncate(4096)
-                held = mmap.mmap(file.fileno(), 4096)
-            print('up', path)
-            signal.pause()
-            """
-        )
-        path = Path(await stage.line("up"))
+        child = stage.spawn(MAPS_FILE + HANGING_KEEPER)
+        await stage.line("up")
+        path = Path(f"/dev/shm/vllama-test-{child.pid}")
         assert path in shared_memory()
-        await child.kill_tree()
-        assert path not in shared_memory()
-
-    play(scene)
-
-
-def test_shared_memory_is_removed_though_its_users_died_before_the_kill(play) -> None:
-    """As when the engine's core dies with its API server: nobody can be asked any more what it had mapped."""
-
-    async def scene(stage: Stage) -> None:
-        child = stage.spawn(
-            """
-            import multiprocessing.shared_memory, os, signal
-            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
-            print('up', '/dev/shm/' + held._name.lstrip('/'))
-            signal.pause()
-            """
-        )
-        path = Path(await stage.line("up"))
-        assert path in shared_memory()
-        # The keeper of names is stopped, so that it cannot be done before the tree is killed.
         keeper = await keeper_of(child.pid, stage)
-        os.kill(keeper, signal.SIGSTOP)
-        os.kill(child.pid, signal.SIGKILL)
-        assert await child.wait() == -signal.SIGKILL
-        # By then whoever would kill it at once has done so.
-        asyncio.get_running_loop().call_later(0.3, os.kill, keeper, signal.SIGCONT)
-        await child.kill_tree()
-        assert path not in shared_memory()
-        assert tree.read(keeper) is None
-
-    play(scene)
-
-
-def test_a_keeper_of_names_that_hangs_is_killed(play, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scene(stage: Stage) -> None:
-        monkeypatch.setattr(tree, "TIDYING_S", 0.05)
-        child = stage.spawn(
-            """
-            import multiprocessing.shared_memory, signal
-            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
-            print('up', held._name.lstrip('/'))
-            signal.pause()
-            """
-        )
-        path = Path("/dev/shm") / await stage.line("up")
-        keeper = await keeper_of(child.pid, stage)
-        os.kill(keeper, signal.SIGSTOP)
         await child.kill_tree()
         assert tree.read(keeper) is None
         assert path not in shared_memory()  # it was mapped when the tree was searched
@@ -246,15 +219,7 @@ def test_a_keeper_of_names_that_was_stopped_goes_on(play, monkeypatch: pytest.Mo
 
     async def scene(stage: Stage) -> None:
         monkeypatch.setattr(tree, "TIDYING_S", 0.2)
-        child = stage.spawn(
-            """
-            import multiprocessing.shared_memory, signal
-            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
-            print('up', held._name.lstrip('/'))
-            signal.pause()
-            """
-        )
-        path = Path("/dev/shm") / await stage.line("up")
+        child, path = await holder(stage)
         keeper = await keeper_of(child.pid, stage)
         os.kill(keeper, signal.SIGSTOP)
         os.kill(child.pid, signal.SIGKILL)
@@ -268,15 +233,7 @@ def test_a_keeper_of_names_that_was_stopped_goes_on(play, monkeypatch: pytest.Mo
 
 def test_shared_memory_that_was_seen_once_is_removed_though_everyone_died_at_once(play) -> None:
     async def scene(stage: Stage) -> None:
-        child = stage.spawn(
-            """
-            import multiprocessing.shared_memory, signal
-            held = multiprocessing.shared_memory.SharedMemory(create=True, size=4096)
-            print('up', held._name.lstrip('/'))
-            signal.pause()
-            """
-        )
-        path = Path("/dev/shm") / await stage.line("up")
+        child, path = await holder(stage)
         await asyncio.to_thread(child.memory_bytes)
         os.killpg(child.pid, signal.SIGKILL)
         await child.wait()
@@ -548,14 +505,7 @@ def test_successor_kills_a_keeper_of_names_that_hangs_alone(play, monkeypatch: p
 
     async def scene(stage: Stage) -> None:
         monkeypatch.setattr(tree, "TIDYING_S", 0.05)
-        child = stage.spawn(
-            """
-            import signal, subprocess, sys
-            hangs = "import signal; print('up', flush=True); signal.pause()"
-            subprocess.Popen([sys.executable, "-c", hangs, "multiprocessing." + "resource_tracker"])
-            signal.pause()
-            """
-        )
+        child = stage.spawn(HANGING_KEEPER)
         await stage.line("up")
         keeper = await keeper_of(child.pid, stage)
         os.kill(child.pid, signal.SIGKILL)
