@@ -11,6 +11,8 @@ from scripts.package.stage import stage
 from tests.systemd.service import ROOT, STORE, Service
 
 WHEN = 1_790_000_000
+ENGINES = "/var/lib/vllama/engines"
+LEFT_IN = ("/etc", "/var", "/usr", "/run", "/tmp", "/dev/shm", "/srv", "/opt")
 NEW_DEFAULT = "\n# A newer version says more.\n"
 
 
@@ -50,6 +52,16 @@ class PackagedService(Service):
         self.box.run("rm", "-f", "/usr/sbin/policy-rc.d")
         self.box.write("/etc/systemd/system/vllamad.service.d/test.conf", self._fake_engine())
 
+    def add_real_engine(self, python: Path) -> None:
+        """The engine that ``python`` has, as ``vllamactl engine install`` would have brought it: an environment of the
+        system's own interpreter in the folder of engines, in use. Its packages are a mount, not another 3 GB."""
+        made = f"{ENGINES}/cpu-test"
+        self.box.run("/usr/lib/vllama/bin/python3", "-m", "venv", "--without-pip", made)
+        self.box.run("mount", "--bind", str(python.parents[1] / "lib"), f"{made}/lib")
+        complete = {"device": "cpu", "version": "test", "made_time": 0, "size_bytes": 0}
+        self.box.write(f"{made}/.complete", json.dumps(complete))
+        self.box.run("vllamactl", "engine", "use", "cpu-test")
+
     def add_users(self) -> None:
         """Ann, who may use it, and bob."""
         for name, groups in (("ann", "vllama"), ("bob", "")):
@@ -76,3 +88,7 @@ class PackagedService(Service):
     def exists(self, *paths: str) -> list[str]:
         """Those of the paths that are there."""
         return [path for path in paths if self.box.run("test", "-e", path, check=False).returncode == 0]
+
+    def files(self) -> set[str]:
+        """Every path where a package, a service or an engine could leave something."""
+        return set(self.box.run("find", *LEFT_IN, "-xdev", "-print", check=False).stdout.splitlines())

@@ -13,6 +13,18 @@ from tests.systemd.box import Box
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.prefix) / "bin"
 CLIENT = str(Path(__file__).with_name("client.py"))
+FREEZE = """
+import signal, threading
+
+def wait_for_ever(*_):
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+signal.signal(signal.SIGUSR2, wait_for_ever)
+"""
+"""What Python runs at its start: SIGUSR2 freezes the loop, in the middle of whatever it does."""
+
 GROUPS = [f"/sys/fs/cgroup{top}/system.slice/vllamad.service" for top in ("/unified", "")]
 """One of them is there: with controllers in version 1, and without."""
 
@@ -31,7 +43,7 @@ from vllamad.hub.store import ModelStore
 store = ModelStore(Path("/var/lib/vllama/models"))
 store.load()
 staging = make_model_folder(store.staging("tiny"), "tiny")
-(staging / "fake_engine.json").write_text("{}")
+(staging / "fake_engine.json").write_text('{"shared_memory": true}')
 store.commit(ModelRef.parse("tiny"), StagedModel(staging, Source(SourceKind.FOLDER)))
 """
 
@@ -53,6 +65,7 @@ class Service:
         for name, groups in (("ann", "vllama"), ("bob", "")):
             box.run("useradd", "--no-create-home", *(["--groups", groups] if groups else []), name)
         box.write("/etc/systemd/system/vllamad.service.d/test.conf", self._fake_engine())
+        box.write("/srv/freeze/sitecustomize.py", FREEZE)
         box.run(str(BIN / "python"), "-c", STORE, str(ROOT))
         box.run("chown", "-R", "vllama:vllama", "/var/lib/vllama")
         box.run("systemctl", "daemon-reload")
@@ -60,7 +73,7 @@ class Service:
     def _fake_engine(self) -> str:
         lines = [
             "[Service]",
-            f"Environment=PATH={BIN}:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1",
+            f"Environment=PATH={BIN}:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/srv/freeze",
             f"Environment=VLLAMA_ENGINE_PYTHON={ROOT}/tests/fakes/fake_python VLLAMA_ENGINE_DEVICE=cpu",
             "Environment=VLLAMA_ENGINE_CPU_MEMORY_BYTES=2GiB VLLAMA_ENGINE_CPU_KV_BYTES=64MiB",
             # Fifteen times faster than for everyone, so that a test need not wait for half a minute.

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,6 @@ from tests.systemd.packaged import NEW_DEFAULT, PackagedService, Packages
 from vllama import __version__
 
 EDITED = '[server]\nport = 11434\n\n[models]\nkeep_alive = "7m"\n'
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    if shutil.which("dpkg-deb") is None:
-        pytest.skip("a package is built by dpkg-deb, which is not installed")
-    return Packages(tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture(scope="module")
