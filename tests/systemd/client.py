@@ -1,6 +1,6 @@
 """Clients inside the box; the standard library alone, for the system's Python.
 
-once: asks once, prints the answer. load: four clients ask on ever new connections until standard input ends, then the
+once MODEL: asks once, prints the answer. load: four clients ask on ever new connections until standard input ends, then the
 counts are printed, with the longest time that anyone waited.
 """
 
@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 
-QUESTION = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "MARKED-QUESTION"}], "stream": False})
+def question(model: str) -> str:
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": "MARKED-QUESTION"}], "stream": False})
 
 
-def ask() -> "tuple[int, bytes]":
+def ask(model: str = "tiny") -> "tuple[int, bytes]":
     connection = http.client.HTTPConnection("127.0.0.1", 11434, timeout=60)
     try:
-        connection.request("POST", "/api/chat", QUESTION)
+        connection.request("POST", "/api/chat", question(model))
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -57,6 +58,6 @@ def load() -> None:
 
 
 if sys.argv[1] == "once":
-    print(ask()[1].decode())
+    print(ask(sys.argv[2])[1].decode())
 else:
     load()

@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ store.load()
 staging = make_model_folder(store.staging("tiny"), "tiny")
 (staging / "fake_engine.json").write_text('{"shared_memory": true}')
 store.commit(ModelRef.parse("tiny"), StagedModel(staging, Source(SourceKind.FOLDER)))
+"""
+
+
+HUB = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tests.fakes.hub import HubServer, tiny_model
+
+with HubServer() as hub:
+    hub.add_repo("org/small", tiny_model())
+    print(hub.url, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -126,9 +139,9 @@ class Service:
 
     # --- asking --------------------------------------------------------------------------------------------------
 
-    def chat(self) -> dict[str, Any]:
-        """One whole answer of the model, over the socket that systemd holds."""
-        return json.loads(self.box.run("/usr/bin/python3", CLIENT, "once").stdout)
+    def chat(self, model: str = "tiny") -> dict[str, Any]:
+        """One whole answer of a model, over the socket that systemd holds."""
+        return json.loads(self.box.run("/usr/bin/python3", CLIENT, "once", model).stdout)
 
     def begin_load(self) -> "subprocess.Popen[str]":
         """Four clients that ask again and again on new connections, until their standard input ends."""
@@ -140,6 +153,21 @@ class Service:
         )
         assert load.stdout is not None and load.stdout.readline() == "answered\n"
         return load
+
+    @contextmanager
+    def hub(self) -> Generator[str]:
+        """A hub inside the box that has the model org/small; gives its address."""
+        serving = subprocess.Popen(
+            self.box.command(str(BIN / "python"), "-c", HUB, str(ROOT)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert serving.stdout is not None
+        try:
+            yield serving.stdout.readline().strip()
+        finally:
+            serving.communicate(timeout=20)
 
     def ctl(self, user: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """vllamactl as a user of the machine."""

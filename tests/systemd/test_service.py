@@ -70,10 +70,24 @@ def test_an_idle_daemon_writes_nothing(service: Service) -> None:
     assert service.entries()[before:] == []
 
 
-def test_a_user_outside_the_group_is_told_what_to_do(service: Service) -> None:
-    refused = service.ctl("bob", "ps")
-    assert refused.returncode == 5, refused.stderr
-    assert "hint:" in refused.stderr and "group vllama" in refused.stderr
+def test_members_of_the_group_pull_and_remove_and_nobody_else(service: Service) -> None:
+    with service.hub() as url:
+        service.box.write("/etc/vllama/config.d/hub.toml", f'[models]\nhub_endpoint = "{url}"\n')
+        service.systemctl("reload", "vllamad.service")
+        pulled = service.ctl("ann", "pull", "org/small")
+        assert pulled.returncode == 0, pulled.stderr
+        assert service.chat("org/small")["message"]["content"]
+        assert "org/small:latest" in {one["model"] for one in service.ps()}
+        for words in (["pull", "org/small"], ["ps"], ["rm", "org/small"]):
+            refused = service.ctl("bob", *words)
+            assert refused.returncode == 5, refused.stderr
+            assert "hint:" in refused.stderr and "group vllama" in refused.stderr
+        for words in (["stop", "org/small"], ["rm", "org/small"]):
+            done = service.ctl("ann", *words)
+            assert done.returncode == 0, done.stderr
+    service.box.run("rm", "/etc/vllama/config.d/hub.toml")
+    assert [one["name"] for one in json.loads(service.ctl("ann", "--json", "list").stdout)["models"]] == ["tiny:latest"]
+    assert "org/small:latest" not in {one["model"] for one in service.ps()}
 
 
 def test_the_doctor_finds_all_well_and_tells_others_how_to_get_in(service: Service) -> None:
