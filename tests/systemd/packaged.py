@@ -12,7 +12,10 @@ from tests.systemd.service import ROOT, STORE, Service
 
 WHEN = 1_790_000_000
 ENGINES = "/var/lib/vllama/engines"
-LEFT_IN = ("/etc", "/var", "/usr", "/run", "/tmp", "/dev/shm", "/srv", "/opt")
+KEPT_IN = ("/etc", "/var", "/usr", "/opt", "/srv", "/dev/shm", "/run/vllama")
+"""Where a package, a service or an engine could leave something."""
+NOT_OURS = ("/etc/subuid-", "/etc/subgid-", "/var/tmp/")
+"""What useradd keeps, and other programs of this machine."""
 NEW_DEFAULT = "\n# A newer version says more.\n"
 
 
@@ -91,4 +94,5 @@ class PackagedService(Service):
 
     def files(self) -> set[str]:
         """Every path where a package, a service or an engine could leave something."""
-        return set(self.box.run("find", *LEFT_IN, "-xdev", "-print", check=False).stdout.splitlines())
+        found = self.box.run("find", *KEPT_IN, "-xdev", check=False).stdout.splitlines()
+        return {path for path in found if not path.startswith(NOT_OURS)}

@@ -1,10 +1,8 @@
 """The package on a machine with the real engine, under the whole hardening of the unit: no drop-in eases anything.
 
-One life in order: installed, started, a model made and asked for, the daemon killed, stopped, purged.
+One life, in the order of the tests: installed, started, a model made and asked for, the daemon killed, stopped, purged.
 """
 
-import json
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.package.stage import PYTHON
-from tests.e2e.real_engine import engine_python, packaged_gguf
+from tests.e2e.real_engine import START_DEADLINE_S, engine_python, packaged_gguf
 from tests.systemd.box import booted, why_not
 from tests.systemd.conftest import Figures
 from tests.systemd.packaged import PackagedService, Packages
@@ -22,8 +20,6 @@ pytestmark = pytest.mark.engine
 
 MODEL = "smollm2:135m"
 GGUF = "/srv/smollm2.gguf"
-OURS = ("/etc", "/var", "/usr", "/run/vllama", "/tmp", "/dev/shm", "/srv")
-"""Where a package, a service or an engine could leave something."""
 
 CONFIG = """\
 [engine]
@@ -33,27 +29,27 @@ cpu_kv_bytes = "256MiB"
 
 ASK = f"""
 import ollama
-answer = ollama.chat("{MODEL}", [{{"role": "user", "content": "What is the capital of France?"}}],
-                     options={{"temperature": 0, "num_predict": 16}})
-print(answer.message.content, answer.eval_count)
+answer = ollama.chat(
+    "{MODEL}",
+    [{{"role": "user", "content": "What is the capital of France?"}}],
+    options={{"temperature": 0, "num_predict": 16}},
+)
+print(answer.message.content)
 """
 """The official client as it comes: no address, no setting."""
-
-LOADED_S = 200.0
 
 
 @pytest.fixture(scope="module")
 def machine(packages: Packages) -> Iterator[PackagedService]:
-    """A machine with the package, the engine, and two users; nothing of it runs."""
+    """A machine with the package, the engine and two users; the service is stopped."""
     if reason := why_not():
         pytest.skip(reason)
     python = engine_python()
     if not (python.parents[1] / "lib" / PYTHON).is_dir() or not Path(f"/usr/bin/{PYTHON}").exists():
-        pytest.skip(f"the engine, the package and this machine have to have one {PYTHON}")
+        pytest.skip(f"engine, package and this machine's /usr/bin do not have one Python, {PYTHON}")
     with booted() as box:
         service = PackagedService(box)
         box.run("rm", "-f", "/usr/sbin/policy-rc.d")
-        service.before = service.files()
         service.dpkg("--install", str(packages.first))
         service.stop()
         service.add_users()
@@ -65,21 +61,40 @@ def machine(packages: Packages) -> Iterator[PackagedService]:
 
 def ask(machine: PackagedService) -> str:
     """What the official client gets."""
-    return machine.box.run(f"{sys.prefix}/bin/python", "-c", ASK, timeout=LOADED_S).stdout
+    return machine.box.run(f"{sys.prefix}/bin/python", "-c", ASK, timeout=START_DEADLINE_S).stdout
 
 
 def test_the_official_client_is_answered_by_a_forked_engine(machine: PackagedService, figures: Figures) -> None:
     begun = time.monotonic()
     machine.systemctl("start", "vllamad.service")
-    figures.tell(f"systemctl start vllamad, real engine installed: {time.monotonic() - begun:.2f} s")
-    created = machine.box.run(
-        "runuser", "-u", "ann", "--", "vllamactl", "create", MODEL, "--from", GGUF, timeout=LOADED_S
-    )
-    print(created.stderr)
+    figures.tell(f"systemctl start, until it serves: {time.monotonic() - begun:.2f} s")
+    create = ["vllamactl", "create", MODEL, "--from", GGUF]
+    machine.box.run("runuser", "-u", "ann", "--", *create, timeout=START_DEADLINE_S)
     begun = time.monotonic()
-    assert "Paris" in ask(machine), machine.journal()[-4000:]
-    figures.tell(f"first answer, load included: {time.monotonic() - begun:.1f} s")
+    assert "Paris" in ask(machine)
+    figures.tell(f"first answer of the real engine, its load included: {time.monotonic() - begun:.1f} s")
     (worker,) = machine.ps()
     assert f"process.fork title={MODEL} pid={worker['pid']}" in machine.journal()
-    print(machine.journal())
-    print(machine.shared_memory(), machine.processes())
+    assert [one for one in machine.entries("EVENT=engine.version")][-1]["VLLAMA_VERSION"]
+
+
+def test_the_killed_daemon_answers_again_with_the_model_it_had(machine: PackagedService, figures: Figures) -> None:
+    machine.wait("noted", lambda: MODEL in machine.box.run("cat", "/var/lib/vllama/loaded.json", check=False).stdout)
+    before = machine.main_pid(), machine.ps()[0]["pid"]
+    begun = time.monotonic()
+    machine.systemctl("kill", "--signal=KILL", "--kill-whom=main", "vllamad.service")
+    assert "Paris" in ask(machine)
+    figures.tell(f"killed daemon with the real engine, until the next answer: {time.monotonic() - begun:.1f} s")
+    assert [one["VLLAMA_MODEL"] for one in machine.entries("EVENT=restore.load")] == [MODEL]
+    assert not {machine.main_pid(), machine.ps()[0]["pid"]} & set(before)
+    assert len(machine.leaves()) == 2, "the worker's and the zygote's"
+
+
+def test_nothing_is_left_after_a_stop(machine: PackagedService, figures: Figures) -> None:
+    assert len(machine.processes()) >= 3, "daemon, zygote and engine"
+    begun = time.monotonic()
+    machine.stop()
+    figures.tell(f"stop, with the real engine loaded: {time.monotonic() - begun:.2f} s")
+    assert machine.show("Result") == "success"
+    left = machine.processes(), machine.leaves(), machine.listeners(), machine.shared_memory()
+    assert left == ([], [], [], [])
