@@ -52,10 +52,12 @@ package: `vllamactl engine install` brings it.
 {python} -m scripts.package.stage --rpm %{{buildroot}}
 
 %pre
-%sysusers_create_package {name} systemd/{name}.sysusers
+# The file itself comes after this: owners are looked up when files are unpacked.
+systemd-sysusers --replace=/usr/lib/sysusers.d/{name}.conf - <<'EOF' || :
+{sysusers}EOF
 
 %post
-%tmpfiles_create {name}.conf
+systemd-tmpfiles --create {name}.conf || :
 mkdir -p -m 0755 /var/lib/vllama/engines
 %systemd_post vllamad.socket vllamad.service
 
@@ -109,6 +111,7 @@ def spec() -> str:
     """packaging/rpm/vllama.spec."""
     files = "\n".join(line for file in FILES if (line := _spec_line(file)))
     values = {"name": NAME, "version": __version__, "python": PYTHON, "home": HOME}
+    values["sysusers"] = (ROOT / f"systemd/{NAME}.sysusers").read_text()
     return SPEC.format(**values, files=files, made_by=MADE_BY)
 
 
