@@ -5,6 +5,9 @@ Usage: python -m scripts.package.deb [--into FOLDER] [--compression xz|zstd|none
 
 Prints the path of the package. It is for this machine's architecture and for the minor version of the Python that runs
 this, since it brings compiled modules: python3.11 on Debian 12. The same sources give the same package, byte for byte.
+
+Whoever releases it says who they are as for Debian's own tools, by DEBFULLNAME and DEBEMAIL; else the head of
+packaging/deb/changelog tells.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -27,7 +31,7 @@ CONTROL = """\
 Package: {name}
 Version: {version}
 Architecture: {architecture}
-Maintainer: The vllama project <maintainers@vllama.invalid>
+Maintainer: {maintainer}
 Installed-Size: {kibibytes}
 Pre-Depends: init-system-helpers (>= 1.54)
 Depends: {python}, {needs}, systemd
@@ -59,6 +63,14 @@ def changelog_head() -> tuple[str, int]:
     return version[1], int(os.environ.get("SOURCE_DATE_EPOCH") or parsedate_to_datetime(stamp[1]).timestamp())
 
 
+def maintainer(environ: Mapping[str, str]) -> str:
+    """Who answers for the package."""
+    head = re.search(r"^ -- (.+) <(.+)>  ", (DEBIAN / "changelog").read_text(), re.MULTILINE)
+    if head is None:
+        raise BuildFailed("packaging/deb/changelog: its head does not say who made it")
+    return f"{environ.get('DEBFULLNAME') or head[1]} <{environ.get('DEBEMAIL') or head[2]}>"
+
+
 def pack(root: Path, package: Path, version: str, *, when: int, compression: str = "xz") -> Path:
     """Make a package out of a tree that stage() made; the tree gets a folder DEBIAN. Returns the package's path."""
     if shutil.which("dpkg-deb") is None:
@@ -71,7 +83,7 @@ def pack(root: Path, package: Path, version: str, *, when: int, compression: str
     control.mkdir()
     (control / "md5sums").write_text("\n".join(sums) + "\n")
     (control / "conffiles").write_text("".join(f"{file.path}\n" for file in FILES if file.is_config))
-    fields = {"name": NAME, "version": version, "architecture": architecture(), "python": PYTHON}
+    fields = {"maintainer": maintainer(os.environ), "name": NAME, "version": version, "architecture": architecture(), "python": PYTHON}
     fields |= {"needs": ", ".join(DEBIAN_NEEDS), "engine_needs": ", ".join(DEBIAN_ENGINE_NEEDS)}
     (control / "control").write_text(CONTROL.format(**fields, kibibytes=kibibytes))
     for name in SCRIPTS:

@@ -1,6 +1,7 @@
 """The Debian package: what is in it, and its life on a machine: installed, upgraded, removed, purged."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.package.deb import SCRIPTS, changelog_head
+from scripts.package.deb import SCRIPTS, changelog_head, maintainer
 from scripts.package.files import FILES, HOME
 from scripts.package.stage import PYTHON
 from tests.fakes.index import make_engine_wheel, write_lock
@@ -76,6 +77,14 @@ def test_it_says_what_it_needs(packages: Packages, unpacked: Path) -> None:
     assert checked.returncode == 0 and len(sums) > 1000
     for script in SCRIPTS:
         subprocess.run(["sh", "-n", unpacked / "DEBIAN" / script], check=True)
+
+
+def test_whoever_releases_it_is_its_maintainer(packages: Packages) -> None:
+    told = subprocess.run(["dpkg-deb", "--field", packages.first, "Maintainer"], check=True, capture_output=True)
+    assert told.stdout.decode().strip() == maintainer(os.environ)
+    assert maintainer({}) == "The authors of vllama <root@localhost>", "whose administrator built it, if nobody says"
+    told = maintainer({"DEBFULLNAME": "Ann Example", "DEBEMAIL": "ann@example.com"})
+    assert told == "Ann Example <ann@example.com>"
 
 
 def test_the_native_modules_need_no_library_that_is_not_asked_for(unpacked: Path) -> None:
