@@ -39,8 +39,9 @@ test-quick: venv-dev ## the inner rings on all cores: no engine, no daemon, abou
 	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick
 
 test-systemd: venv-dev ## the units: systemd's own checks, and the service under a real systemd in a box (needs root)
-	@echo "→ systemd ring: the units, and a box with a real systemd where this machine can have one"
-	@$(BIN)/python -m pytest -q tests/systemd
+	@echo "→ systemd ring: the units, and boxes with a real systemd where this machine can have them"
+	@engine=$$($(PYTHON) scripts/engine_env.py --device cpu); gguf=$$($(PYTHON) scripts/packaged_model.py); \
+	VLLAMA_TEST_ENGINE_PYTHON="$$engine" VLLAMA_TEST_GGUF="$$gguf" $(BIN)/python -m pytest -q tests/systemd
 
 soak: venv-dev ## ten minutes of clients and at least 200 random kills (SOAK="--seed 7 --seconds 60 --kills 20")
 	@$(BIN)/python -m tests.soak.soak $(SOAK)

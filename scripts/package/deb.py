@@ -83,7 +83,13 @@ def pack(root: Path, package: Path, version: str, *, when: int, compression: str
     control.mkdir()
     (control / "md5sums").write_text("\n".join(sums) + "\n")
     (control / "conffiles").write_text("".join(f"{file.path}\n" for file in FILES if file.is_config))
-    fields = {"maintainer": maintainer(os.environ), "name": NAME, "version": version, "architecture": architecture(), "python": PYTHON}
+    fields = {
+        "maintainer": maintainer(os.environ),
+        "name": NAME,
+        "version": version,
+        "architecture": architecture(),
+        "python": PYTHON,
+    }
     fields |= {"needs": ", ".join(DEBIAN_NEEDS), "engine_needs": ", ".join(DEBIAN_ENGINE_NEEDS)}
     (control / "control").write_text(CONTROL.format(**fields, kibibytes=kibibytes))
     for name in SCRIPTS:

@@ -1,7 +1,7 @@
 """Clients inside the box; the standard library alone, for the system's Python.
 
-once MODEL: asks once, prints the answer. load: four clients ask on ever new connections until standard input ends, then the
-counts are printed, with the longest time that anyone waited.
+once MODEL: asks once, prints the answer. load: four clients ask on ever new connections until standard input ends,
+then the counts are printed, with the longest time that anyone waited.
 """
 
 import collections
@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 import time
+
 
 def question(model: str) -> str:
     return json.dumps({"model": model, "messages": [{"role": "user", "content": "MARKED-QUESTION"}], "stream": False})
