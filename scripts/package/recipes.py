@@ -68,6 +68,9 @@ mkdir -p -m 0755 /var/lib/vllama/engines
 %systemd_postun_with_restart vllamad.service
 
 %files
+%dir /etc/{name}
+%dir /usr/share/doc/{name}
+%dir /usr/share/doc/{name}/examples
 {files}
 """
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from scripts.package.stage import PYTHON
 from tests.fakes.index import make_engine_wheel, write_lock
 from tests.systemd.box import booted, why_not
 from tests.systemd.packaged import NEW_DEFAULT, PackagedService, Packages
+from tests.systemd.service import ROOT
 from vllama import __version__
 
 EDITED = '[server]\nport = 11434\n\n[models]\nkeep_alive = "7m"\n'
@@ -119,6 +121,14 @@ def test_the_manual_has_every_verb_and_setting(unpacked: Path) -> None:
         assert f".SS vllamactl {verb} " in pages["vllamactl.1.gz"], verb
     for row in FILE_ROWS.values():
         assert f".B {row.name} = " in pages["vllama-config.5.gz"], row.key
+
+
+def test_rpm_reads_the_spec() -> None:
+    if shutil.which("rpmspec") is None:
+        pytest.skip("rpmspec, which reads specs, is not installed")
+    asked = ["rpmspec", "--query", "--queryformat", "%{NAME} %{VERSION}\\n[%{FILENAMES}\\n]", "packaging/rpm/vllama.spec"]
+    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (told.stdout.splitlines()[0], told.stderr) == (f"vllama {__version__}", "")
 
 
 # --- its life --------------------------------------------------------------------------------------------------------
