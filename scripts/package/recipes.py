@@ -79,7 +79,8 @@ CONTAINERFILE = """\
 #
 #   podman build -f packaging/container/Containerfile -t {name} .            (docker build likewise)
 #   podman build -f packaging/container/Containerfile -t {name}:cpu --build-arg ENGINE=cpu .
-#   podman run -d --device nvidia.com/gpu=all -p 127.0.0.1:11434:11434 -v {name}:/var/lib/vllama {name}
+#
+# How it is run: docs/how-to/container.md.
 FROM debian:12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends {python} {python}-venv ca-certificates
 WORKDIR /src
@@ -98,14 +99,19 @@ RUN vllamactl engine install --"$ENGINE" --state-dir /opt/vllama
 RUN useradd --system --home-dir /var/lib/vllama --shell /usr/sbin/nologin vllama \\
  && install -d -o vllama -g vllama -m 0750 /var/lib/vllama /run/vllama
 USER vllama
-# A container has one network of its own; who reaches it is said by the port that is published.
+# A container has one network of its own; who reaches it is said by the port that is published. Sockets lie in the
+# container, not in the volume, whose file system may not have any.
 ENV VLLAMA_HOST=0.0.0.0:11434 \\
     VLLAMA_STATE_DIR=/var/lib/vllama \\
+    VLLAMA_RUNTIME_DIR=/run/vllama \\
     VLLAMA_SOCKET=/run/vllama/vllamad.sock \\
     VLLAMA_ENGINE_PYTHON=/opt/vllama/engines/current/bin/python
 VOLUME /var/lib/vllama
 EXPOSE 11434
 STOPSIGNAL SIGTERM
+# 503 while it starts, leaves or has no engine. podman keeps this with `--format docker` only.
+HEALTHCHECK --start-period=30s CMD ["{home}/bin/python3", "-Ic", \\
+    "import urllib.request as r; r.urlopen('http://127.0.0.1:11434/health', timeout=9)"]
 ENTRYPOINT ["/usr/bin/vllamad"]
 """
 

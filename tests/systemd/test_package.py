@@ -126,9 +126,9 @@ def test_the_manual_has_every_verb_and_setting(unpacked: Path) -> None:
 def test_rpm_reads_the_spec() -> None:
     if shutil.which("rpmspec") is None:
         pytest.skip("rpmspec, which reads specs, is not installed")
-    asked = ["rpmspec", "--query", "--queryformat", "%{NAME} %{VERSION}\\n[%{FILENAMES}\\n]", "packaging/rpm/vllama.spec"]
+    asked = ["rpmspec", "--query", "--queryformat", "%{NAME} %{VERSION}", "packaging/rpm/vllama.spec"]
     told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (told.stdout.splitlines()[0], told.stderr) == (f"vllama {__version__}", "")
+    assert (told.stdout, told.stderr) == (f"vllama {__version__}", "")
 
 
 # --- its life --------------------------------------------------------------------------------------------------------

@@ -21,3 +21,11 @@ def test_every_decision_is_on_the_architecture_page() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     missing = [path.name for path in (ROOT / "docs/decisions").glob("*.md") if path.name not in text]
     assert not missing
+
+
+def test_events_that_the_pages_name_are_logged() -> None:
+    sources = "".join(path.read_text() for path in ROOT.glob("vllamad/**/*.py"))
+    logged = set(re.findall(r'"([a-z]+\.[a-z_]+)[ :"]', sources))
+    named = {name for page in PAGES for name in re.findall(r"EVENT=([a-z._]+)", page.read_text())}
+    assert named, "the pattern finds nothing any more"
+    assert named <= logged

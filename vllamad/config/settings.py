@@ -448,8 +448,8 @@ class Settings:
     state_dir: str = row(
         _PATH,
         "",
-        "Folder for models and caches; empty: STATE_DIRECTORY of systemd, /var/lib/vllama for a system service, else "
-        "vllama in XDG_DATA_HOME.",
+        "Folder for models and caches; empty: STATE_DIRECTORY of systemd (for caches CACHE_DIRECTORY), /var/lib/vllama "
+        "for a system service, else vllama in XDG_DATA_HOME.",
         short=("VLLAMA_STATE_DIR",),
         flag="--state-dir",
         metavar="DIR",
