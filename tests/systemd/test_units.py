@@ -1,5 +1,6 @@
 """The units as systemd reads them, without starting anything."""
 
+import json
 import os
 import re
 import shutil
@@ -63,6 +64,18 @@ def test_every_example_is_a_drop_in_that_systemd_takes(example: Path, installed:
 def test_the_exposure_is_at_most_two() -> None:
     told = analyze("security", "--offline=true", "--threshold=20", "--no-pager", str(UNITS / "vllamad.service"))
     assert re.search(r"Overall exposure level for vllamad.service: [0-2]\.\d ", told), told
+
+
+def test_every_option_that_is_off_says_why() -> None:
+    unit = UNITS / "vllamad.service"
+    told = json.loads(analyze("security", "--offline=true", "--json=short", "--no-pager", str(unit)))
+    reasons = "".join(line for line in unit.read_text().splitlines(keepends=True) if line.startswith("#"))
+    off = [one["name"] for one in told if one["set"] is False]
+    assert "PrivateDevices=" in off
+    for name in off:
+        option, _, denied = name.partition("=~")
+        for word in re.findall(r"@?\w+", denied) or [option.partition("=")[0]]:
+            assert word in reasons, f"{name} is off, and no comment says why"
 
 
 def test_the_programs_are_written_into_every_service(installed: Path) -> None:
