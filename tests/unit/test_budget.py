@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllamad.domain.budget import (
+    CPU_KIND,
     HOST_KIND,
     NEWS_BYTES,
     Device,
@@ -122,6 +123,12 @@ def test_news_are_large_changes_only() -> None:
     after = ledger.observe([Observed(0, 12 * GIB), Observed(1, NEWS_BYTES - 1)])
     (line,) = foreign_news(ledger, after)
     assert line == "others hold 12.0 GiB on GPU 0, before it was 0.0 GiB: 60.0 GiB of 80.0 GiB can be given"
+
+
+def test_what_comes_and_goes_on_the_host_is_no_news() -> None:
+    ledger = open_ledger([Device(0, "CPU", 24 * GIB, CPU_KIND)])
+    assert foreign_news(ledger, ledger.observe([Observed(0, 5 * GIB)])) == []
+    assert len(foreign_news(ledger, ledger.observe([Observed(0, 6 * GIB)]))) == 1
 
 
 # --- on any sequence of calls ------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ own default leaves a tenth too."""
 NEWS_BYTES = 1 << 30
 """Foreign use that changes by less is not worth a line: drivers and desktops breathe by some hundred MiB."""
 
+NEWS_SHARE_OF_HOST = 0.25
+"""The same of the host's memory, which is for everybody: a build beside us takes and returns gigabytes every minute."""
+
 
 def gib(count: int) -> str:
     """Bytes for people: ``18.2 GiB``."""
@@ -339,7 +342,9 @@ def foreign_news(before: Ledger, after: Ledger, among: Iterable[int] | None = No
     for index in after.devices if among is None else among:
         device = after.devices[index]
         was, now = before.foreign.get(index, 0), after.foreign.get(index, 0)
-        if abs(now - was) >= NEWS_BYTES:
+        is_host = device.kind in {CPU_KIND, HOST_KIND}
+        least = max(NEWS_BYTES, NEWS_SHARE_OF_HOST * device.total_bytes) if is_host else NEWS_BYTES
+        if abs(now - was) >= least:
             left = f"{gib(after.free(index))} of {gib(device.total_bytes)} can be given"
             news.append(f"others hold {gib(now)} on {device.name}, before it was {gib(was)}: {left}")
     return news
