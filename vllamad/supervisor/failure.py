@@ -1,12 +1,25 @@
 """What a worker died of, as people are told (floor 3)."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 
 LAST_LINES = 12
 """Lines of the engine's output that travel with a failure."""
+
+SOUGHT_LINES = 100
+"""So many of the last ones are read for them."""
+
+_REPORT_AT_EXIT = re.compile(r"nanobind: | - leaked \w+ | - \.\.\. skipped remainder|See https://nanobind\.")
+"""What a library of the engine's compiler (nanobind, with vLLM 0.32 on CPU) writes when the interpreter ends by an
+exception: forty lines about itself, below the one that matters."""
+
+
+def last_words(lines: Iterable[str]) -> list[str]:
+    """The last lines that tell something of why an engine ended."""
+    return [line for line in lines if not _REPORT_AT_EXIT.match(line)][-LAST_LINES:]
 
 
 def load_failed(

@@ -37,7 +37,7 @@ from vllamad.domain.worker import (
 )
 from vllamad.domain.workload import Wanted, Worker
 from vllamad.host.logs import event
-from vllamad.supervisor.failure import LAST_LINES, load_failed
+from vllamad.supervisor.failure import SOUGHT_LINES, last_words, load_failed
 from vllamad.supervisor.idle import IdleTimer
 from vllamad.supervisor.incarnation import Incarnation, World
 from vllamad.supervisor.lease import Lease, engine_died
@@ -481,7 +481,8 @@ class WorkerHandle:
             self._life.abandon()
             self._life = None
         if record.state in {State.BACKOFF, State.FAILED} and record.cause is not None:
-            lines = [line.text for line in self.ring.tail(LAST_LINES) if line.number > self._said_before]
+            said = self.ring.tail(SOUGHT_LINES)
+            lines = last_words(line.text for line in said if line.number > self._said_before)
             self.error = load_failed(
                 self.model.name, record.cause, self._fault, lines, record.attempts, self._deps.world.engine.plain
             )
