@@ -45,7 +45,7 @@ Description: language models behind Ollama's, OpenAI's and Anthropic's APIs
  .
  The engine, vLLM, is not in this package: `vllamactl engine install` brings
  it. On GPUs it compiles small programs at run time, and needs gcc and
- Python's headers for that.
+ Python's headers for that; on CPU it needs libnuma1.
 """
 
 

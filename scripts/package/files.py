@@ -17,8 +17,9 @@ DEBIAN_NEEDS = ("libc6 (>= 2.17)", "libgcc-s1", "libstdc++6", "ca-certificates")
 """Besides Python. The C library is the oldest that every wheel of requirements/daemon.lock runs on, by its tags; a test
 compares them."""
 
-DEBIAN_ENGINE_NEEDS = ("gcc", "libc6-dev")
-"""What an engine needs on GPUs, besides Python's headers: Triton compiles small programs at run time."""
+DEBIAN_ENGINE_NEEDS = ("gcc", "libc6-dev", "libnuma1")
+"""What an engine needs: on GPUs a compiler, besides Python's headers, since Triton compiles small programs at run time;
+on CPU the library that its kernels are linked with."""
 
 
 @dataclass(frozen=True, slots=True)

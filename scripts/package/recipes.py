@@ -27,7 +27,7 @@ License:        Apache-2.0
 Source0:        %{{name}}-%{{version}}.tar.gz
 BuildRequires:  {python}, {python}-pip, systemd-rpm-macros
 Requires:       {python}, ca-certificates
-Recommends:     {python}-devel, gcc
+Recommends:     {python}-devel, gcc, numactl-libs
 %{{?systemd_requires}}
 
 # Wheels are taken as they are published, compiled for where they will be.

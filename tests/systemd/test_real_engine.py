@@ -3,6 +3,9 @@
 One life, in the order of the tests: installed, started, a model made and asked for, the daemon killed, stopped, purged.
 """
 
+import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.package.files import DEBIAN_ENGINE_NEEDS, DEBIAN_NEEDS
 from scripts.package.stage import PYTHON
 from tests.e2e.real_engine import START_DEADLINE_S, engine_python, packaged_gguf
 from tests.systemd.box import booted, why_not
@@ -62,6 +66,19 @@ def machine(packages: Packages) -> Iterator[PackagedService]:
 def ask(machine: PackagedService) -> str:
     """What the official client gets."""
     return machine.box.run(f"{sys.prefix}/bin/python", "-c", ASK, timeout=START_DEADLINE_S).stdout
+
+
+def test_the_package_names_what_the_engine_is_linked_with() -> None:
+    if shutil.which("dpkg-query") is None:
+        pytest.skip("dpkg-query, which knows whose a library is, is not installed")
+    modules = list(engine_python().parents[1].glob("lib/python*/site-packages/vllm/_C*.so"))
+    assert modules
+    told = subprocess.run(["ldd", *modules], capture_output=True, text=True, check=True).stdout
+    libraries = set(re.findall(r"(\S+) => /(?:usr/)?lib", told))
+    found = subprocess.run(["dpkg-query", "--search", *libraries], capture_output=True, text=True, check=True).stdout
+    packages = {line.partition(":")[0] for line in found.splitlines()}
+    assert "libc6" in packages
+    assert packages <= {need.partition(" ")[0] for need in (*DEBIAN_NEEDS, *DEBIAN_ENGINE_NEEDS)}
 
 
 def test_the_official_client_is_answered_by_a_forked_engine(machine: PackagedService, figures: Figures) -> None:
