@@ -5,12 +5,13 @@ Nothing here waits for real time: a test says when the engine becomes healthy, d
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.footprint import EngineSettings
+from vllamad.domain.handover import HandedChild
 from vllamad.domain.model import Adapter, Model, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.placement import Demand, Need
@@ -183,6 +184,11 @@ class FakeChild:
         self.exit(-9)
         self.tree_is_gone = True
 
+    def hand_over(self) -> HandedChild | None:
+        if self._exited.done():
+            return None
+        return HandedChild(self._pid, f"owner:{self._pid}", "", "fake", -1, "", 8192)
+
     def memory_bytes(self) -> int:
         return 1 << 30
 
@@ -209,6 +215,16 @@ class FakeLauncher:
         child = FakeChild(1000 + len(self.children), on_line)
         self.children.append(child)
         return child
+
+    def adopt(self, handed: HandedChild, on_line: Callable[[str], None]) -> Child:
+        found = next((child for child in self.children if child.pid == handed.pid), None)
+        if found is None or found.tree_is_gone:
+            raise VllamaError(Reason.ENGINE_DIED, f"process {handed.pid} is gone")
+        # Whoever adopts one connects to it next.
+        self.children.remove(found)
+        self.children.append(found)
+        found.say = on_line
+        return found
 
     @property
     def last(self) -> FakeChild:
@@ -297,6 +313,9 @@ class FakeRing:
 
     def append(self, text: str) -> None:
         self.lines.append(OutputLine(len(self.lines) + 1, 0.0, text))
+
+    def restore(self, lines: Iterable[OutputLine]) -> None:
+        self.lines.extend(lines)
 
     def tail(self, count: int) -> list[OutputLine]:
         return self.lines if count < 0 else self.lines[-count:]

@@ -516,3 +516,66 @@ def test_successor_kills_a_keeper_of_names_that_hangs_alone(play, monkeypatch: p
         await child.kill_tree()
 
     play(scene)
+
+
+SPEAKS_ON_SIGNAL = (
+    MAPS_FILE
+    + """
+import signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("a line", flush=True))
+print("up", flush=True)
+sys.stdout.write("half ")
+sys.stdout.flush()
+while True:
+    signal.pause()
+"""
+)
+"""Ends a line that it has begun when it is told to."""
+WAITS = "import signal; print('waits', flush=True); signal.pause()"
+
+
+def test_a_successor_goes_on_with_what_it_was_handed_and_kills_the_rest(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        goes_on, left = stage.spawn(SPEAKS_ON_SIGNAL), stage.spawn(WAITS)
+        await stage.line("up")
+        await stage.line("waits")
+        file = Path(f"/dev/shm/vllama-test-{goes_on.pid}")
+        assert await asyncio.to_thread(goes_on.memory_bytes) > 0
+        handed = goes_on.hand_over()
+        assert handed is not None and str(file) in handed.shared_memory
+        successor = PosixLauncher(str(stage.folder), stage.leaves, handed=[handed])
+        assert await successor.kill_leftovers() == 1
+        with pytest.raises(ProcessLookupError):
+            os.kill(left.pid, 0)
+        assert file in shared_memory(), "it is in use"
+        adopted = successor.adopt(handed, stage.take)
+        os.kill(adopted.pid, signal.SIGUSR1)
+        await stage.line("half a line")
+        assert adopted.pids() == {goes_on.pid}
+        os.kill(adopted.pid, signal.SIGKILL)
+        assert await adopted.wait() == -signal.SIGKILL
+        await adopted.kill_tree()
+        assert file not in shared_memory(), (
+            "what it had in shared memory goes with it, also when the predecessor saw it"
+        )
+
+    play(scene)
+
+
+def test_a_child_that_ended_in_between_is_told_and_one_that_is_none_is_refused(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(WAITS)
+        await stage.line("waits")
+        handed = child.hand_over()
+        assert handed is not None
+        os.kill(handed.pid, signal.SIGKILL)
+        successor = PosixLauncher(str(stage.folder), stage.leaves, handed=[handed])
+        await successor.kill_leftovers()
+        adopted = successor.adopt(handed, stage.take)
+        assert await adopted.wait() == -signal.SIGKILL
+        await adopted.kill_tree()
+        assert child.pid and adopted.hand_over() is None
+        with pytest.raises(VllamaError, match=f"process {handed.pid} is gone"):
+            PosixLauncher(str(stage.folder), stage.leaves, handed=[handed]).adopt(handed, stage.take)
+
+    play(scene)

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.devices import GIB, FakeGpus, cards
 from tests.fakes.world import FakeChild, FakeDevice, FakeEngine, FakeLauncher, FakeRing, FakeSizing, make_model
 from vllama.reasons import Reason
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import HandedWorker
 from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Demand, Need
@@ -26,6 +28,7 @@ from vllamad.models.catalog import Catalog
 from vllamad.models.loading import Loading
 from vllamad.models.restoring import Restoring
 from vllamad.models.sizing import Sizing
+from vllamad.models.taking_over import TakenOver, TakingOver
 from vllamad.operations.registry import Operations
 from vllamad.supervisor.limits import WorkerLimits
 from vllamad.supervisor.memory import HOST, DeviceMemory
@@ -61,10 +64,17 @@ class House:
         self.gpus = FakeGpus(cards(1))
         self.host = FakeDevice()
         self.host.free_bytes = self.host.total_bytes = host_bytes
-        self.memory = DeviceMemory()
         self.clock = FakeClock()
         self.launcher = FakeLauncher()
         self.engine = FakeEngine(self.launcher)
+        self._folder = folder
+        self._limits = limits
+        self.furnish()
+
+    def furnish(self) -> None:
+        """With a supervisor, a ledger and a gate that know nothing of any before them."""
+        self.memory = DeviceMemory()
+        folder, limits = self._folder, self._limits
         self.supervisor = Supervisor(
             self.clock, self.engine, self.launcher, self.memory, folder, WorkerLimits(), FakeRing, Rules(is_on=True)
         )
@@ -150,6 +160,40 @@ def in_house(
             await test(house)
 
     asyncio.run(run(), debug=True)
+
+
+@asynccontextmanager
+async def succeeded(house: House, handed: Sequence[HandedWorker]) -> AsyncIterator[TakenOver]:
+    """The same house under another daemon; what it took over of the workers of the first one."""
+    house.furnish()
+    started = asyncio.Event()
+    running = asyncio.create_task(house.supervisor.run(started))
+    await started.wait()
+    await house.memory.use(house.gpus, 0.0, house.host)
+    catalog, sizing = cast(Catalog, Shelf()), cast(Sizing, LargeModels(house.engine))
+    taking_over = TakingOver(handed, catalog, house.gate, house.supervisor, sizing, lambda _model: ModelRules(3600.0))
+    taken = await taking_over.take_over()
+    await house.memory.settle_in()
+    house.gate.open()
+    try:
+        yield taken
+    finally:
+        house.gate.close()
+        for child in house.launcher.children:
+            house.gpus.end(child.pid)
+        await asyncio.wait_for(house.supervisor.stop_all(0.0), PATIENCE_S)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+class Shelf:
+    """The models that there are."""
+
+    def resolve(self, name: str) -> Model:
+        found = {A.name: A, B.name: B}.get(name)
+        if found is None:
+            raise VllamaError(Reason.MODEL_NOT_FOUND, f"there is no {name}")
+        return found
 
 
 async def make_room(house: House, first: FakeChild) -> FakeChild:
@@ -496,5 +540,78 @@ def test_who_sleeps_is_loaded_again_after_a_restart_and_who_leaves_is_not() -> N
         house.supervisor.stop("a:latest")
         await restoring.note()
         assert record.names == [B.name]
+
+    in_house(test)
+
+
+def test_a_successor_goes_on_with_sleepers_and_with_what_they_hold() -> None:
+    async def test(house: House) -> None:
+        first = await house.load(A)
+        second = await make_room(house, first)
+        before = house.memory.ledger.reservations
+        handed = house.supervisor.hand_over()
+        assert house.supervisor.handles() == []
+        async with succeeded(house, handed) as taken:
+            assert taken == TakenOver(frozenset({A.name, B.name}), 0)
+            assert house.memory.ledger.reservations == before
+            assert house.memory.ledger.foreign.get(0, 0) == 0, "what engines hold is not taken for others'"
+            assert (house.state(A), house.state(B)) == (State.SUSPENDED, State.READY)
+            assert house.worker(A).record.goal is Goal.SUSPEND
+            # It wakes as it would have, and B goes to sleep for it.
+            await house.ask(A)
+            assert (house.state(A), house.state(B)) == (State.READY, State.SUSPENDED)
+            assert len(house.launcher.children) == 2 and not (first.was_terminated or second.was_terminated)
+
+    in_house(test)
+
+
+def test_a_successor_ends_who_does_not_answer_and_gives_its_place_away() -> None:
+    async def test(house: House) -> None:
+        child = await house.load(A)
+        handed = house.supervisor.hand_over()
+        child.is_hung = True
+        async with succeeded(house, handed) as taken:
+            assert taken == TakenOver(frozenset(), 1)
+            assert child.tree_is_gone and house.state(A) is State.STOPPED
+            assert not house.memory.ledger.reservations
+            house.gpus.end(child.pid)
+            await house.memory.refresh()
+            await house.load(B)
+
+    in_house(test)
+
+
+@pytest.mark.parametrize("what", ["device", "model", "key"])
+def test_a_successor_ends_whose_card_model_or_configuration_is_not_there_any_more(what: str) -> None:
+    async def test(house: House) -> None:
+        child = await house.load(A)
+        (handed,) = house.supervisor.hand_over()
+        changed = {"device": {"devices": ("GPU-gone",)}, "model": {"model": "gone:latest"}, "key": {"key": "other"}}[
+            what
+        ]
+        async with succeeded(house, [replace(handed, **changed)]) as taken:  # pyright: ignore[reportArgumentType]
+            assert taken.ended == 1 and child.tree_is_gone and not house.memory.ledger.reservations
+
+    in_house(test)
+
+
+def test_a_successor_goes_on_with_a_load_and_nobody_loads_beside_it() -> None:
+    async def test(house: House) -> None:
+        asking = asyncio.create_task(house.ask(A))
+        await house.until(A, State.STARTING)
+        child, began = house.started(), house.clock.now() - 60.0
+        (handed,) = house.supervisor.hand_over()
+        asking.cancel()
+        async with succeeded(house, [handed]):
+            assert house.state(A) is State.STARTING
+            assert house.memory.ledger.loader(0) == handed.holder
+            child.healthy.set()
+            await house.until(A, State.READY)
+            assert house.memory.ledger.loader(0) is None
+            assert house.worker(A).load_s == pytest.approx(house.clock.now() - began, abs=1.0)
+            # Who dies from now on is seen by the one who took over.
+            child.exit(1)
+            house.gpus.end(child.pid)
+            await house.until(A, State.BACKOFF)
 
     in_house(test)

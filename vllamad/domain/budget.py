@@ -163,6 +163,12 @@ class Ledger:
         wanted = Reservation(holder, full_on, Held.FULL, small_on or {}, is_loading=True)
         return self._load_clash(wanted) or self._shortage(wanted, {}) or self._with(wanted)
 
+    def take_over(
+        self, holder: str, full_on: Mapping[int, int], small_on: Mapping[int, int], held: Held, *, is_loading: bool
+    ) -> "Ledger":
+        """A holder has its bytes already, from before this ledger was opened: nothing is asked, for it is so."""
+        return self._with(Reservation(holder, full_on, held, small_on, is_loading))
+
     def begin_load(self, holder: str) -> "Ledger | Refused":
         """Let a holder that kept its bytes over a crash load again."""
         wanted = replace(self.reservations[holder], is_loading=True)

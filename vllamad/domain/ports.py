@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vllamad.domain.footprint import EngineSettings, Footprint
+from vllamad.domain.handover import HandedChild
 from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
@@ -103,6 +104,11 @@ class Child(Protocol):
         """SIGTERM to the tree; returns at once."""
         ...
 
+    def hand_over(self) -> HandedChild | None:
+        """Let go of it, alive, for a daemon that takes our place in this process; None if it has ended, or has not
+        begun yet. It must not be used after that: nobody watches it here any more."""
+        ...
+
     async def kill_tree(self) -> None:
         """SIGKILL to the tree, reap it, and return when no process of it is left. Safe to call again."""
         ...
@@ -134,6 +140,11 @@ class Launcher(Protocol):
         """Start a child; every line of its output reaches ``on_line`` in the event loop's thread, until the end of the
         tree. Call from the loop's thread (the death signal belongs to the thread that forked). Raises
         ENGINE_START_FAILED if the program cannot be executed; if that turns out later, it ends with status 127."""
+        ...
+
+    def adopt(self, handed: HandedChild, on_line: Callable[[str], None]) -> Child:
+        """Go on with a child that a daemon before us in this process has handed over. One that has ended meanwhile
+        says so by ``wait``. Raises ENGINE_DIED if there is no such child."""
         ...
 
 

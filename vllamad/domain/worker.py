@@ -232,6 +232,13 @@ def step(record: WorkerRecord, event: Event, max_attempts: int = MAX_ATTEMPTS) -
             raise IllegalTransition(record, event)
 
 
+def taken_over(state: State, incarnation: int, attempts: int) -> WorkerRecord:
+    """The record of a worker whose engine another daemon had before, in a state in which one may be handed over."""
+    goal = Goal.SUSPEND if state is State.SUSPENDED else Goal.RUN
+    held = Held.SMALL if state is State.SUSPENDED else Held.FULL
+    return WorkerRecord(state, goal, incarnation, attempts=attempts, held=held)
+
+
 Rule = Callable[[WorkerRecord, Event, int], Step]
 
 

@@ -110,6 +110,7 @@ class Gate:
         self._arriving = 0
         self._active = 0
         self._opened = asyncio.Event()
+        self._someone_left = asyncio.Event()
         self._is_closed = False
         self._next_look: asyncio.Handle | None = None
         self._timer: Timer | None = None
@@ -149,17 +150,20 @@ class Gate:
         """
         arrived = self._clock.now()
         lease = self._grant_at_once(model, keep_alive_s, caller)
-        if lease is None:
-            self._check_breaker(model, is_wish)
-            lease = await self._wait(model, keep_alive_s, caller, on_progress, may_evict)
-        lease.load_ns = max(1, int((self._clock.now() - arrived) * 1e9))
-        lease.waited_ns = lease.load_ns
-        self._active += 1
         try:
-            yield lease
+            if lease is None:
+                self._check_breaker(model, is_wish)
+                lease = await self._wait(model, keep_alive_s, caller, on_progress, may_evict)
+            lease.load_ns = max(1, int((self._clock.now() - arrived) * 1e9))
+            lease.waited_ns = lease.load_ns
+            self._active += 1
+            try:
+                yield lease
+            finally:
+                self._active -= 1
+                lease.give_back()
         finally:
-            self._active -= 1
-            lease.give_back()
+            self._someone_left.set()
 
     def set_keep_alive(self, model: Model, keep_alive_s: float) -> None:
         """Change a loaded model's keep-alive; 0 unloads it as soon as nobody uses it."""
@@ -215,6 +219,21 @@ class Gate:
         """Begin to start workers. Until then requests are taken and wait: the daemon serves before it has looked at
         its engine and its devices."""
         self._opened.set()
+
+    def know(self, wanted: Wanted) -> None:
+        """A model has a worker that was not started by us: this is what it needs."""
+        self._wanted[wanted.key] = wanted
+
+    async def quiet(self, seconds: float) -> bool:
+        """True once nobody holds a lease or waits for one; False if that takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._active or self.waiting:
+                    self._someone_left.clear()
+                    await self._someone_left.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def close(self) -> None:
         """Refuse everyone from now on, those who wait included."""

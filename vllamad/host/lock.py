@@ -41,6 +41,17 @@ class FolderLock:
             raise _unusable(path, error, flag) from error
         return cls(path, descriptor)
 
+    @classmethod
+    def inherit(cls, path: Path, descriptor: int) -> "FolderLock":
+        """One that a predecessor took in this same process, and that was never open to others since."""
+        os.set_inheritable(descriptor, False)
+        return cls(path, descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """The open file that holds it; -1 when it was released."""
+        return self._descriptor
+
     def release(self) -> None:
         """Let another daemon in; safe to call again. The end of the process does the same."""
         if self._descriptor >= 0:

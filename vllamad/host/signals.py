@@ -30,6 +30,8 @@ class Signals:
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        # A predecessor in this process has them wait for us (``succession.py``).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGHUP))
 
     def remove(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop to listen; the signals have Python's default effect again."""

@@ -69,11 +69,12 @@ class Restoring:
 
     def load_again(self, but: Collection[str] = ()) -> None:
         """Start to load it, the one that was used last first, each into memory that is free. ``but`` are names that are
-        loaded anyway."""
+        loaded, or are going to be."""
         for one in self._wanted:
             try:
                 model = self._catalog.resolve(one.name)
                 if model.name in but:
+                    self._tried.pop(one.name, None)
                     continue
                 self._operations.start_or_join(
                     OperationKind.START,

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import HandedChild
 from vllamad.domain.ports import Command
 from vllamad.domain.view import ZygoteState
 from vllamad.process import tree
@@ -53,15 +54,26 @@ class PosixLauncher:
 
     ``owner`` (such as the path of the runtime folder) tells the children of this daemon from those of another one on
     the same machine, and lets a successor find them. ``leaves`` is where their control groups go, None for none.
-    ``notes`` is a file for what the successor cannot find that way once the children are dead: see ``shared.py``. Makes
-    the process a child subreaper.
+    ``notes`` is a file for what the successor cannot find that way once the children are dead: see ``shared.py``.
+    ``handed`` are children that a predecessor had in this same process: they are left alone until each was adopted.
+    Makes the process a child subreaper.
     """
 
-    def __init__(self, owner: str, leaves: Leaves | None = None, notes: Path | None = None) -> None:
+    def __init__(
+        self,
+        owner: str,
+        leaves: Leaves | None = None,
+        notes: Path | None = None,
+        handed: Iterable[HandedChild] = (),
+    ) -> None:
         self._owner = owner
         self._leaves = leaves
         self._notes = SharedMemoryNotes(notes)
         self._children: dict[int, PosixChild] = {}
+        self._handed = {child.pid: child for child in handed}
+        for child in self._handed.values():
+            files = {Path(name): inode for name, inode in child.shared_memory.items()}
+            self._notes.take_over(child.pid, files)
         self.zygotes = Zygotes(lambda command, stdin, on_line: self._execute(command, on_line, stdin))
         """What children may be forked from. Without its ``run``, all are executed."""
         self._orphans: set[int] = set()
@@ -152,11 +164,34 @@ class PosixLauncher:
         ready.unborn.pop_all()
         return child
 
+    def adopt(self, handed: HandedChild, on_line: Taker) -> "PosixChild":
+        """Go on with a child of a predecessor. See ``Launcher.adopt``."""
+        # We are its parent, and nobody but us reaps: if it is our child, the number still means the same one.
+        process = tree.read(handed.pid)
+        if process is None or process.parent != os.getpid():
+            self._handed.pop(handed.pid, None)
+            raise VllamaError(Reason.ENGINE_DIED, f"cannot go on with {handed.title}: process {handed.pid} is gone")
+        output = handed.output
+        if output < 0:  # nobody can write to it any more, as the reader is about to find out
+            output, nobody = os.pipe()
+            os.close(nobody)
+        os.set_inheritable(output, False)
+        unfinished = handed.unfinished.encode("latin-1")
+        reader = PipeReader(output, on_line, handed.longest_line_bytes, unfinished)
+        loop, leaf = asyncio.get_running_loop(), _leaf_of(handed)
+        child = PosixChild(handed.pid, handed.marker, leaf, handed.title, reader, loop, self._notes, self._forget)
+        self._children[handed.pid] = child
+        del self._handed[handed.pid]
+        _log.info("process.adopt title=%s pid=%d", handed.title, handed.pid)
+        return child
+
     async def kill_leftovers(self) -> int:
         """Kill what a predecessor with the same ``owner`` left behind, and remove what is left of it in shared memory;
-        returns how many processes that were. Call once at start, when it is certain (by the lock) that no other daemon
-        with this owner runs."""
+        returns how many processes that were. What was handed to us is not left behind. Call once at start, when it is
+        certain (by the lock) that no other daemon with this owner runs."""
+        handed = {child.leaf for child in self._handed.values()}
         leaves = self._leaves.left(self._owner) if self._leaves else []
+        leaves = [leaf for leaf in leaves if str(leaf.folder) not in handed]
         count = await self._clear(None)
         for leaf in leaves:
             count += await self._clear(leaf)
@@ -170,7 +205,7 @@ class PosixLauncher:
         """Kill everyone who carries a marker of this owner or is in the leaf; returns how many that were."""
         marker, count, waited_for = f"{self._owner}:", 0, set[int]()
         for tries in itertools.count():
-            found = await asyncio.to_thread(tree.members, 0, marker, leaf)
+            found = await asyncio.to_thread(self._left_behind, marker, leaf)
             if not found.processes and not (leaf and leaf.is_populated()):
                 break
             spared = tree.tidiers(found) - waited_for
@@ -185,6 +220,14 @@ class PosixLauncher:
                 await asyncio.sleep(SWEEP_PAUSE_S)
         return count
 
+    def _left_behind(self, marker: str, leaf: Leaf | None) -> tree.Members:
+        mine = {
+            process.pid
+            for child in self._handed.values()
+            for process in tree.search(child.pid, child.marker, _leaf_of(child))
+        }
+        return tree.members(0, marker, leaf, but=mine)
+
     def _leaf(self, command: Command, unique: str) -> Leaf | None:
         leaf = self._leaves.make(self._owner, unique) if self._leaves else None
         limit_bytes = command.memory_limit_bytes
@@ -195,10 +238,10 @@ class PosixLauncher:
     async def reap_orphans(self) -> int:
         """Reap adopted orphans that have ended; call it now and then. A child that someone here waits for is gone
         within milliseconds, so only zombies that were there at the last call too are taken."""
-        found = await asyncio.to_thread(tree.orphans, tuple(self._children))
+        found = await asyncio.to_thread(tree.orphans, (*self._children, *self._handed))
         due = found & self._orphans
         self._orphans = found - due
-        return tree.reap(due - self._children.keys())
+        return tree.reap(due - self._children.keys() - self._handed.keys())
 
     def _remove_unowned(self) -> None:
         if noted := set(self._notes.left_behind()):
@@ -252,6 +295,24 @@ class PosixChild:
         if not self._is_gone:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGTERM)
+
+    def hand_over(self) -> HandedChild | None:
+        """See ``Child.hand_over``. It stays known as a child that is not to be reaped as an orphan."""
+        if self._is_gone or self._exited.is_set():
+            return None
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        output, unfinished = self._output.let_go()
+        return HandedChild(
+            self.pid,
+            self._marker,
+            str(self._leaf.folder) if self._leaf else "",
+            self._title,
+            output,
+            unfinished.decode("latin-1"),
+            self._output.longest_line_bytes,
+            {str(path): inode for path, inode in self._notes.noted(self.pid).items()},
+        )
 
     async def kill_tree(self) -> None:
         """See ``Child.kill_tree``. Several callers may wait; a cancelled one has still sent its signals."""
@@ -393,6 +454,10 @@ class ComingChild:
         if self._child is not None:
             self._child.terminate()
 
+    def hand_over(self) -> HandedChild | None:
+        """See ``Child.hand_over``."""
+        return self._child.hand_over() if self._child is not None else None
+
     async def kill_tree(self) -> None:
         """See ``Child.kill_tree``."""
         self._end(signal.SIGKILL)
@@ -460,6 +525,10 @@ class _Prepared:
     output: int
     reader: PipeReader
     unborn: contextlib.ExitStack
+
+
+def _leaf_of(handed: HandedChild) -> Leaf | None:
+    return Leaf(Path(handed.leaf)) if handed.leaf else None
 
 
 def remove_files(paths: Iterable[Path]) -> None:

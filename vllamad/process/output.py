@@ -11,7 +11,7 @@ import re
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vllamad.domain.ports import OutputLine
 
@@ -33,9 +33,9 @@ class LineSplitter:
     """Bytes in, complete lines out. A carriage return ends a line too (progress bars redraw with it); blank lines and
     terminal controls are dropped, invalid UTF-8 is replaced, long lines are cut and end in an ellipsis."""
 
-    def __init__(self, longest_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, longest_bytes: int = MAX_LINE_BYTES, rest: bytes = b"") -> None:
         self._longest_bytes = longest_bytes
-        self._rest = b""
+        self._rest = rest
         self._is_cutting = False
 
     def feed(self, data: bytes) -> list[str]:
@@ -47,6 +47,11 @@ class LineSplitter:
                 lines.append(text)
             self._rest, self._is_cutting = b"", True
         return lines
+
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a line that was fed already."""
+        return self._rest
 
     def end(self) -> list[str]:
         """Return what was written without an end of line."""
@@ -69,12 +74,17 @@ class PipeReader:
     """Reads the read end of a pipe by the event loop and hands on lines; owns the descriptor."""
 
     def __init__(
-        self, descriptor: int, on_line: Callable[[str], None], longest_line_bytes: int = MAX_LINE_BYTES
+        self,
+        descriptor: int,
+        on_line: Callable[[str], None],
+        longest_line_bytes: int = MAX_LINE_BYTES,
+        unfinished: bytes = b"",
     ) -> None:
         os.set_blocking(descriptor, False)
+        self.longest_line_bytes = longest_line_bytes
         self._descriptor = descriptor
         self._on_line = on_line
-        self._splitter = LineSplitter(longest_line_bytes)
+        self._splitter = LineSplitter(longest_line_bytes, unfinished)
         self._loop = asyncio.get_running_loop()
         self._is_open = True
         self._loop.add_reader(descriptor, self._read)
@@ -89,6 +99,15 @@ class PipeReader:
         """Drain, then stop reading, even if some process still holds the other end."""
         self.drain()
         self._end()
+
+    def let_go(self) -> tuple[int, bytes]:
+        """Read no more; return the descriptor (-1 if the writers have closed their end) and the beginning of a line
+        that was read already. The descriptor is the caller's."""
+        if not self._is_open:
+            return -1, b""
+        self._is_open = False
+        self._loop.remove_reader(self._descriptor)
+        return self._descriptor, self._splitter.rest
 
     def _read(self) -> int:
         try:
@@ -135,6 +154,11 @@ class LineRing:
         for follower in tuple(self._followers):
             follower.push(line)
         return line
+
+    def restore(self, lines: Iterable[OutputLine]) -> None:
+        """Go on behind lines that an earlier ring kept, numbers included."""
+        self._lines.extend(lines)
+        self._number = max([self._number, *(line.number for line in self._lines)])
 
     def tail(self, count: int) -> list[OutputLine]:
         """The newest lines, oldest first; all that are kept if ``count`` is negative."""

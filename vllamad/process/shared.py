@@ -40,6 +40,16 @@ class SharedMemoryNotes:
             self._noted[leader] = {**known, **files}
             self._write()
 
+    def noted(self, leader: int) -> Files:
+        """What was noted of a tree."""
+        with self._lock:
+            return dict(self._noted.get(leader, {}))
+
+    def take_over(self, leader: int, files: Files) -> None:
+        """A predecessor has noted these of a tree that goes on. The file stays as it is: it has more to tell."""
+        with self._lock:
+            self._noted[leader] = dict(files)
+
     def forget(self, leader: int) -> Collection[Path]:
         """A tree is gone: return what is still there of it."""
         with self._lock:

@@ -110,10 +110,10 @@ def processes() -> Iterator[Process]:
             yield process
 
 
-def members(leader: int, marker: str, leaf: Leaf | None = None) -> Members:
+def members(leader: int, marker: str, leaf: Leaf | None = None, but: Container[int] = ()) -> Members:
     """Search a tree. The leader's pid must be pinned (not reaped), or it may mean someone else; ``leader`` 0 stands
-    for none: then only the marker counts, and the leaf."""
-    found = search(leader, marker, leaf)
+    for none: then only the marker counts, and the leaf. ``but`` are pids that do not count."""
+    found = tuple(process for process in search(leader, marker, leaf) if process.pid not in but)
     mapped = [_shared_memory(process.pid) for process in found]
     return Members(found, frozenset[Path]().union(*mapped))
 

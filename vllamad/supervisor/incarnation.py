@@ -19,6 +19,7 @@ from vllama.reasons import Reason
 from vllamad.domain.breaker import STABLE_S
 from vllamad.domain.budget import gib
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import HandedChild, HandedWorker
 from vllamad.domain.model import Model
 from vllamad.domain.ports import (
     Child,
@@ -30,7 +31,7 @@ from vllamad.domain.ports import (
     Taken,
     WorkerPlaces,
 )
-from vllamad.domain.worker import Kind
+from vllamad.domain.worker import Kind, State
 from vllamad.host.logs import event
 from vllamad.supervisor.memory import HOST, MEMORY_SLACK_BYTES, DeviceMemory
 
@@ -45,6 +46,8 @@ with a large prompt may miss a few: six are half a minute of silence or more."""
 LOADING_MEASURE_INTERVAL_S = 5.0
 READY_MEASURE_INTERVAL_S = 30.0
 """Adding up the pages of a worker of 3 GB takes 50 to 75 ms, so one that rests is not measured often."""
+TAKE_OVER_TRIES = 3
+"""Health checks that an engine which was handed over may miss; each takes up to 5 s."""
 MEMORY_POLL_S = 0.25
 SLEEP_LOOKS = 40
 """Ten seconds for a driver to show what an engine gave up, as for one that has ended."""
@@ -163,9 +166,34 @@ class Incarnation:
             asyncio.get_running_loop().call_soon(self._tell, Kind.SPAWN_FAILED, reason, str(error))
             return
         self.client = self._world.engine.connect(self._places.socket)
-        self._run(partial(self._watch_exit, self._child), "exit")
-        self._run(partial(self._watch_health, self.client), "health")
-        self._run(partial(self._watch_memory, self._child), "memory")
+        self._watch(self._child, self.client, is_up=False)
+
+    async def take_over(self, handed: HandedWorker) -> None:
+        """Go on with an engine that a daemon before us has started, and watch it. Raises ENGINE_DIED if it is not there
+        any more or, where it was ready, does not answer as before; what there is of it is ended then."""
+        self.spawned_at = handed.spawned_at
+        self.taken = Taken(handed.weights_bytes, handed.cache_tokens)
+        self._child = self._world.launcher.adopt(handed.child, self._owner.said)
+        self.client = self._world.engine.connect(self._places.socket)
+        is_up = handed.state is not State.STARTING
+        if is_up:
+            try:
+                await self._answer_again(self.client)
+            except VllamaError:
+                await self._child.kill_tree()
+                await self._tidy()
+                raise
+        self._watch(self._child, self.client, is_up=is_up)
+        if is_up:
+            self._measure.set()
+
+    def hand_over(self) -> HandedChild | None:
+        """Let go of the engine, alive; None if there is nothing to go on with. Nothing of this life is told after
+        that."""
+        self.abandon()
+        if self.client is not None:
+            self._world.spawn_task(self.client.close(), f"{self._name}/close")
+        return self._child.hand_over() if self._child is not None else None
 
     def terminate(self) -> None:
         """SIGTERM to the tree. Streams to it must be closed before: with some open, the engine waits for their ends."""
@@ -206,6 +234,19 @@ class Incarnation:
 
     # --- tasks ---------------------------------------------------------------------------------------------------
 
+    def _watch(self, child: Child, client: EngineClient, *, is_up: bool) -> None:
+        self._run(partial(self._watch_exit, child), "exit")
+        self._run(partial(self._watch_health if is_up else self._watch_load, client), "health")
+        self._run(partial(self._watch_memory, child), "memory")
+
+    async def _answer_again(self, client: EngineClient) -> None:
+        for _ in range(TAKE_OVER_TRIES):
+            if await client.is_healthy():
+                self.context_length = await client.context_length()
+                return
+            await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
+        raise VllamaError(Reason.ENGINE_DIED, f"cannot go on with {self._model.name}: its engine does not answer")
+
     async def _watch_exit(self, child: Child) -> None:
         status = await child.wait()
         # The status proves nothing: vLLM exits 0 after its engine core died. An exit that nobody asked for is a crash.
@@ -214,12 +255,15 @@ class Incarnation:
             detail = f"the kernel ended it for want of memory: it took more than {gib(self._place.host_limit_bytes)}"
         self._tell(Kind.LEADER_EXITED, detail=detail)
 
-    async def _watch_health(self, client: EngineClient) -> None:
+    async def _watch_load(self, client: EngineClient) -> None:
         while not await client.is_healthy():  # noqa: ASYNC110 - the engine is asked; nothing tells
             await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
         self.context_length = await client.context_length()
         self._tell(Kind.HEALTHY)
         self._measure.set()
+        await self._watch_health(client)
+
+    async def _watch_health(self, client: EngineClient) -> None:
         stable_at = self._world.clock.now() + STABLE_S
         stable = self._world.clock.call_at(stable_at, lambda: self._tell(Kind.STABLE))
         misses = 0

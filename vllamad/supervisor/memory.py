@@ -145,8 +145,19 @@ class DeviceMemory:
         return ""
 
     def key(self, index: int) -> str:
-        """What a device's driver knows it by (a GPU's UUID)."""
-        return self._keys[index]
+        """What a device's driver knows it by (a GPU's UUID); "" for the host's memory."""
+        return self._keys[index] if index != HOST else ""
+
+    def index_of(self, key: str) -> int | None:
+        """Our number of the device that its driver knows by this, see ``key``; None if it is not there."""
+        if not key:
+            return HOST
+        return next((index for index, one in self._keys.items() if one == key), None)
+
+    def by_index(self, bytes_on: Mapping[str, int]) -> dict[int, int]:
+        """Bytes by keys of devices as bytes by our numbers; devices that are not there are left out."""
+        found = {self.index_of(key): count for key, count in bytes_on.items()}
+        return {index: count for index, count in found.items() if index is not None}
 
     def index(self, reading: DeviceReading) -> int | None:
         """Our number of a device; None before it was seen."""
@@ -175,6 +186,20 @@ class DeviceMemory:
         self._beside[holder] = dict(self.ledger.foreign)
         self.ledger = after
         return None
+
+    def take_over(
+        self, holder: str, full_on: Mapping[int, int], small_on: Mapping[int, int], held: Held, *, is_loading: bool
+    ) -> None:
+        """A holder has this already, from a daemon before us. ``settle_in`` when all of them are named."""
+        self.ledger = self.ledger.take_over(holder, full_on, small_on, held, is_loading=is_loading)
+        self._beside[holder] = {}
+
+    async def settle_in(self) -> None:
+        """Look anew, with everyone named who held something before us: what was taken for others' use is ours, and no
+        news."""
+        if self._probe is not None:
+            await self._look(self._probe)
+        self._told = self.ledger
 
     def begin_load(self, holder: str) -> Refused | None:
         """Let a holder that kept its bytes over a crash load again, or say who loads in its place."""

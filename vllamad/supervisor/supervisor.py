@@ -10,12 +10,15 @@ import asyncio
 import logging
 import shutil
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllama.reasons import Reason
 from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
+from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import HandedWorker
 from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Placement
@@ -28,9 +31,11 @@ from vllamad.supervisor.incarnation import World
 from vllamad.supervisor.limits import WorkerLimits
 from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.sleeping import Ladder
-from vllamad.supervisor.worker import WorkerDeps, WorkerHandle, WritableRing
+from vllamad.supervisor.worker import WorkerDeps, WorkerHandle, WritableRing, folder_name
 
 log = logging.getLogger("vllamad.supervisor")
+
+_AT_REST = frozenset({State.STOPPED, State.FAILED})
 
 KEPT_RINGS = 32
 """Models whose engine output is kept after they were unloaded: for "what did it say before it died"."""
@@ -91,11 +96,14 @@ class Supervisor:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    def clean_up(self) -> None:
+    def clean_up(self, handed: Iterable[HandedWorker] = ()) -> None:
         """Remove what an earlier daemon left in the worker folder. Call it under the lock of the state folder, before
-        the first start; blocking."""
+        the first start; blocking. What was handed over to us is not left."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = {folder_name(one.number, one.incarnation) for one in handed}
         for leftover in self._folder.iterdir():
+            if leftover.name in kept:
+                continue
             event(log, logging.INFO, "supervisor.leftover", path=leftover)
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
@@ -136,6 +144,56 @@ class Supervisor:
         """A second signal: every deadline is over now; no step is skipped."""
         for handle in list(self._handles.values()):
             handle.hurry()
+
+    # --- from one daemon to the next -----------------------------------------------------------------------------
+
+    @property
+    def is_settled(self) -> bool:
+        """True if every worker rests, or could be handed over."""
+        return all(one.can_be_handed_over or one.state in _AT_REST for one in self._handles.values())
+
+    def break_off(self, error: VllamaError) -> None:
+        """End the streams of every request with ``error``."""
+        for handle in self._handles.values():
+            handle.break_off(error)
+
+    def hand_over(self) -> tuple[HandedWorker, ...]:
+        """Let go of every engine that another daemon can go on with, for one that takes our place. Others it has to
+        end, as it ends what any daemon leaves behind."""
+        handed = {name: one for name, handle in self._handles.items() if (one := handle.hand_over()) is not None}
+        for name in handed:
+            del self._handles[name]
+        return tuple(handed.values())
+
+    async def take_over(self, handed: HandedWorker, model: Model, wanted: Wanted | None, *, is_pinned: bool) -> None:
+        """Go on with a worker of a daemon before us; ``model`` is what it serves now. Raises ENGINE_DIED;
+        then what there was of it is ended."""
+        memory = self._deps.memory
+        self._numbers = max(self._numbers, handed.number)
+        devices = [memory.index_of(key) for key in handed.devices]
+        if None in devices:
+            await self.put_down(handed)
+            raise VllamaError(Reason.ENGINE_DIED, f"cannot go on with {model.name}: its device is not there any more")
+        indices = tuple(index for index in devices if index is not None)
+        placement = Placement(indices, handed.device_bytes, handed.cache_bytes, handed.tokens)
+        handle = WorkerHandle(
+            handed.holder, handed.key, model, handed.number, self._deps, self._ring(handed.key), handed.keep_alive_s
+        )
+        handle.is_pinned = is_pinned
+        await handle.take_over(handed, placement, wanted)
+        full_on, small_on = memory.by_index(handed.full_on), memory.by_index(handed.small_on)
+        is_loading = handed.state is State.STARTING
+        memory.take_over(handed.holder, full_on, small_on, handle.record.held, is_loading=is_loading)
+        self._handles[handed.holder] = handle
+
+    async def put_down(self, handed: HandedWorker) -> None:
+        """End an engine of a daemon before us that nobody goes on with."""
+        try:
+            child = self._deps.world.launcher.adopt(handed.child, lambda _line: None)
+        except VllamaError as gone:
+            event(log, logging.INFO, "supervisor.gone", worker=handed.name, why=gone.message)
+            return
+        await child.kill_tree()
 
     # --- decisions -----------------------------------------------------------------------------------------------
 
@@ -242,7 +300,7 @@ class Supervisor:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _busy(self) -> bool:
-        return any(handle.state not in {State.STOPPED, State.FAILED} for handle in self._handles.values())
+        return any(handle.state not in _AT_REST for handle in self._handles.values())
 
     def _spawn_task(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         assert self._tasks is not None, "the supervisor is not running"

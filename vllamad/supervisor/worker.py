@@ -8,7 +8,7 @@ and writing.
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,16 +17,18 @@ from vllama.reasons import Reason
 from vllamad.domain.breaker import Breaker
 from vllamad.domain.budget import Refused
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import HANDED, HandedWorker
 from vllamad.domain.ladder import Rung, Sleeper
 from vllamad.domain.model import Model
 from vllamad.domain.placement import Placement
-from vllamad.domain.ports import LoadStep, OutputRing, Taken, Timer
+from vllamad.domain.ports import LoadStep, OutputLine, OutputRing, Taken, Timer
 from vllamad.domain.view import WorkerView
 from vllamad.domain.worker import (
     WITH_PROCESS,
     Deadline,
     Effect,
     Event,
+    Goal,
     Held,
     IllegalTransition,
     Kind,
@@ -34,6 +36,7 @@ from vllamad.domain.worker import (
     WorkerRecord,
     deadline_of,
     step,
+    taken_over,
 )
 from vllamad.domain.workload import Wanted, Worker
 from vllamad.host.logs import event
@@ -64,8 +67,17 @@ GAP_WEIGHT = 0.3
 """Of the newest gap between two requests in their usual gap: a handful of them makes it."""
 
 
+def folder_name(number: int, incarnation: int) -> str:
+    """Of the folder of one life of a worker, by their numbers. Paths of sockets are limited: it says nothing else."""
+    return f"{number}-{incarnation}"
+
+
 class WritableRing(OutputRing, Protocol):
     """A ring that the supervisor also writes to."""
+
+    def restore(self, lines: Iterable[OutputLine]) -> None:
+        """Go on behind lines that an earlier ring kept."""
+        ...
 
     def append(self, text: str) -> object:
         """Add a line; its time is now."""
@@ -316,6 +328,85 @@ class WorkerHandle:
     def _seen_on(self, rung: Rung, wanted: Wanted, placement: Placement) -> Sleeper:
         idle_s = self._clock.now() - self._idle.since
         return self._deps.ladder.sleeper(self.holder, wanted, len(placement.devices), rung, idle_s)
+
+    # --- from one daemon to the next -----------------------------------------------------------------------------
+
+    @property
+    def can_be_handed_over(self) -> bool:
+        """True if another daemon could go on with its engine as it is now."""
+        is_up = self.state in HANDED and self.record.goal is not Goal.STOP and self.placement is not None
+        return is_up and self._life is not None and self._life.pid != 0
+
+    def break_off(self, error: VllamaError) -> None:
+        """End the streams of every request on it with ``error``."""
+        broken, self._leases = self._leases, set()
+        for lease in broken:
+            lease.break_off(error)
+
+    def hand_over(self) -> HandedWorker | None:
+        """Let go of the engine for a daemon that takes our place; None where that cannot be. This worker is good for
+        nothing after that."""
+        life, placement, memory = self._life, self.placement, self._deps.memory
+        child = life.hand_over() if life is not None and self.can_be_handed_over else None
+        if life is None or placement is None or child is None:
+            return None
+        now, expires_at = self._clock.now(), self._idle.expires_at
+        mine = memory.ledger.reservations[self.holder]
+        self._life = None
+        self._idle.disarm()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        return HandedWorker(
+            name=self.name,
+            holder=self.holder,
+            number=self._number,
+            key=self.key,
+            model=self.model.name,
+            state=self.state,
+            incarnation=self.record.incarnation,
+            attempts=self.record.attempts,
+            devices=tuple(memory.key(index) for index in placement.devices),
+            device_bytes=placement.device_bytes,
+            cache_bytes=placement.cache_bytes,
+            tokens=placement.tokens,
+            full_on={memory.key(index): count for index, count in mine.full_on.items()},
+            small_on={memory.key(index): count for index, count in mine.small_on.items()},
+            rung=self._rung,
+            keep_alive_s=self._idle.idle_s,
+            left_s=self._idle.idle_s if expires_at is None else expires_at - now,
+            idle_since=self._idle.since,
+            spawned_at=life.spawned_at,
+            ready_since=self._ready_since,
+            start_time=self._start_time,
+            load_s=self._load_s,
+            load_cost_s=self.load_cost_s,
+            load_phase=self._load.phase,
+            load_fraction=self._load.fraction,
+            context_length=life.context_length,
+            weights_bytes=life.taken.weights_bytes,
+            cache_tokens=life.taken.cache_tokens,
+            is_outdated=self.is_outdated,
+            lines=tuple((line.number, line.time, line.text) for line in self.ring.tail(-1)),
+            child=child,
+        )
+
+    async def take_over(self, handed: HandedWorker, placement: Placement, wanted: Wanted | None) -> None:
+        """Be the worker that a daemon before us had. Raises what keeps its engine from going on."""
+        self.name, self.placement, self.wanted = handed.name, placement, wanted
+        self.is_outdated = handed.is_outdated
+        self.load_cost_s, self._load_s = handed.load_cost_s, handed.load_s
+        self._rung, self._start_time, self._ready_since = handed.rung, handed.start_time, handed.ready_since
+        self._load = LoadStep(handed.load_phase, handed.load_fraction)
+        self.ring.restore(OutputLine(*line) for line in handed.lines)
+        life = self._new_life(handed.incarnation)
+        await life.take_over(handed)
+        self._life = life
+        self.record = taken_over(handed.state, handed.incarnation, handed.attempts)
+        if self.state in _MAY_BE_IDLE:
+            self._idle.arm(max(LINGER_S, handed.left_s))
+            self._idle.since = handed.idle_since
+        self._arm_deadline()
+        event(log, logging.INFO, "worker.taken_over", worker=self.name, model=self.model.name, state=self.state)
 
     # --- leases --------------------------------------------------------------------------------------------------
 
@@ -624,20 +715,21 @@ class WorkerHandle:
         self._said_before = max((line.number for line in self.ring.tail(1)), default=0)
         self._load = LoadStep("starting", 0.0)
         self._fault = ""
+        self._life = self._new_life(self.record.incarnation)
+        self._life.start()
+
+    def _new_life(self, number: int) -> Incarnation:
         assert self.placement is not None, f"{self.name} has no place"
-        number = self.record.incarnation
-        folder = self._deps.folder / f"{self._number}-{number}"
-        self._life = Incarnation(
+        return Incarnation(
             number,
             self.name,
             self.model,
             self.holder,
             engine_place(self._deps.memory, self.placement),
-            folder,
+            self._deps.folder / folder_name(self._number, number),
             self._deps.world,
             self,
         )
-        self._life.start()
 
     def _shrink(self) -> None:
         memory, wanted, placement = self._deps.memory, self.wanted, self.placement
