@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vllama.reasons import ROWS, Reason
 from vllamad.config.flags import argv_values, build_parser
 from vllamad.config.load import load
 from vllamad.config.loaded import Loaded
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import Handover, decode
 from vllamad.host.activation import Passed, take_sockets
 from vllamad.host.folders import (
     RUNTIME_MODE,
@@ -24,6 +26,7 @@ from vllamad.host.folders import (
 from vllamad.host.lock import FolderLock
 from vllamad.host.logs import configure, event, pick_format
 from vllamad.host.open_files import raise_open_files
+from vllamad.host.succession import become, note_signals, own_program, take_document
 
 log = logging.getLogger("vllamad.daemon")
 
@@ -42,17 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return load(argv_values(arguments), os.environ, is_system_service=True if arguments.system else None)
 
     try:
+        handed = _taken_from_predecessor()
         loaded = reread()
         if arguments.check:
             return _look(loaded) if arguments.json else _report(loaded)
-        return _run(loaded, reread, take_sockets(os.environ))
+        return _run(loaded, reread, take_sockets(os.environ), handed)
     except VllamaError as error:
         return _refuse(error) if arguments.check and arguments.json else _fail(error)
     except KeyboardInterrupt:
         return ROWS[Reason.CANCELLED].exit
 
 
-def _run(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed) -> int:
+def _run(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed, handed: Handover | None) -> int:
     settings, places = loaded.settings, loaded.places
     configure(pick_format(settings.logging.format, os.environ, sys.stderr.fileno()), settings.logging.level)
     for warning in (*loaded.warnings, *passed.warnings):
@@ -60,31 +64,58 @@ def _run(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed) -> int:
     raise_open_files()
     make_folder(places.state, STATE_MODE, "state folder", "--state-dir")
     make_folder(places.runtime, RUNTIME_MODE, "runtime folder", "--runtime-dir")
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as held:
+        locks: list[FolderLock] = []
         for path, flag in ((places.lock, "--state-dir"), (places.runtime / places.lock.name, "--runtime-dir")):
-            locks.callback(FolderLock.take(path, flag).release)
+            lock = FolderLock.inherit(path, handed.locks[str(path)]) if handed else FolderLock.take(path, flag)
+            held.callback(lock.release)
+            locks.append(lock)
         # Why the folder stays with this user is said once, for the socket.
         share_with_group(places.runtime, settings.control.group, RUNTIME_MODE)
         make_folder(places.socket.parent, RUNTIME_MODE, "folder of the control socket", "--socket")
         make_private_folder(places.worker_sockets, "folder of worker sockets", "--runtime-dir")
-        try:
-            _serve(loaded, reread, passed)
-        except* VllamaError as group:
-            raise _first(group) from group
-    return 0
+        while True:
+            try:
+                handed, noted = _serve(loaded, reread, passed, handed)
+            except* VllamaError as group:
+                raise _first(group) from group
+            if handed is None:
+                return 0
+            handed = replace(handed, locks={str(lock.path): lock.descriptor for lock in locks})
+            try:
+                become(own_program(), os.environ, handed.encoded(), handed.descriptors, noted)
+            except OSError as error:
+                # Everything is there to go on with, for ourselves as well. Nobody took over.
+                handed = replace(handed, count=handed.count - 1)
+                event(log, logging.ERROR, "daemon.not_upgraded", why=error.strerror, program=own_program()[0])
 
 
-def _serve(loaded: Loaded, reread: Callable[[], Loaded], passed: Passed) -> None:
+def _taken_from_predecessor() -> Handover | None:
+    document = take_document(os.environ)
+    if document is None:
+        return None
+    try:
+        return decode(document)
+    except ValueError as error:
+        why = f"cannot take over: what the daemon before this one has left cannot be read: {error}"
+        raise VllamaError(Reason.INTERNAL, why, "models are loaded again by the next start") from error
+
+
+def _serve(
+    loaded: Loaded, reread: Callable[[], Loaded], passed: Passed, handed: Handover | None
+) -> tuple[Handover | None, Sequence[int]]:
+    """Run a daemon; what it has handed over (None if it was asked to stop), and the signals that come from then on."""
     # Only now: a refusal of the configuration or a lock should not wait for these imports.
     import uvloop
 
     from vllamad.app import Daemon
 
-    async def serve() -> None:
-        await Daemon(loaded, os.environ, reread, passed.http).run()
+    async def serve() -> tuple[Handover | None, Sequence[int]]:
+        left = await Daemon(loaded, os.environ, reread, passed.http, handed, own_program()).run()
+        return left, note_signals() if left is not None else ()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
+        return runner.run(serve())
 
 
 def _first(group: BaseExceptionGroup[VllamaError]) -> VllamaError:

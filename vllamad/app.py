@@ -20,11 +20,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllama import __version__
+from vllama.reasons import Reason
 from vllamad.config.engine_python import find_engine_python
 from vllamad.config.loaded import Loaded
 from vllamad.config.settings import Settings
@@ -38,11 +39,14 @@ from vllamad.devices.cpu import CpuProbe
 from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.budget import MARGIN_SHARE
 from vllamad.domain.errors import VllamaError
+from vllamad.domain.handover import Handover
 from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.names import ModelRef
+from vllamad.domain.operation import OperationKind
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
+from vllamad.domain.worker import Kind, State
 from vllamad.engine.command import EngineOptions, ModelOptions, identity_of
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.version import EngineProbe
@@ -63,6 +67,7 @@ from vllamad.host.clock import RealClock
 from vllamad.host.logs import add_sink, event, set_level
 from vllamad.host.notify import SystemdNotifier, watchdog_interval_s
 from vllamad.host.signals import Signals
+from vllamad.host.succession import ask_successor
 from vllamad.http.server import HttpServer, make_app, use_policy
 from vllamad.http.services import Services
 from vllamad.hub.convert import GgufConverter
@@ -78,8 +83,10 @@ from vllamad.models.receiving import Receiving
 from vllamad.models.reconciling import Consequence, Reconciling, Terms
 from vllamad.models.restoring import Restoring
 from vllamad.models.sizing import Sizing, SizingRules
+from vllamad.models.taking_over import TakingOver
 from vllamad.operations.registry import Operations
 from vllamad.operations.reloading import Reloaded, Reloading
+from vllamad.operations.upgrading import Upgrade, Upgrading
 from vllamad.process import cgroup
 from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
@@ -92,6 +99,11 @@ log = logging.getLogger("vllamad.daemon")
 HOUSEKEEPING_S = 2.0
 OWN_LINES = 2000
 CONTROL_GRACE_S = 2.0
+TELLING_S = 0.5
+"""For those who are told that it took too long to write that to their clients."""
+SETTLING_S = 30.0
+"""An engine that was asked to end gets 20 s for it, one that is to be forked waits 15 s for the zygote at most."""
+SETTLING_LOOK_S = 0.05
 ENGINE_SILENCE_S = 600.0
 """A stream that brings nothing for so long is broken: a long prompt on a CPU takes minutes to its first token, and an
 engine whose core hangs takes for ever."""
@@ -102,9 +114,10 @@ FIRST_LOOKS = 20
 
 
 class Daemon:
-    """One run of vllamad, from a configuration to its end. The lock of the state folder is the caller's.
+    """One run of vllamad, from a configuration to its end. The locks of its folders are the caller's.
     ``reread`` reads the configuration again, as at start. ``http`` are sockets that the service manager listens on for
-    us; then nothing is bound."""
+    us; then nothing is bound. ``handed`` is what a daemon before us in this process has left, ``program`` what may take
+    our place."""
 
     def __init__(
         self,
@@ -112,6 +125,8 @@ class Daemon:
         environ: Mapping[str, str],
         reread: Callable[[], Loaded],
         http: Sequence[socket.socket] = (),
+        handed: Handover | None = None,
+        program: Sequence[str] = (),
     ) -> None:
         loop = asyncio.get_running_loop()
         settings, places = loaded.settings, loaded.places
@@ -119,6 +134,9 @@ class Daemon:
         self._environ = environ
         self._started = time.time()
         self._state = "STARTING"
+        self._handed = handed
+        self._bound_to = f"{settings.server.host}:{settings.server.port}"
+        bound, http = _sockets_of(handed, http, self._bound_to)
         self._sockets = tuple(http)
         self._stop = asyncio.Event()
         self._free_bytes = 0
@@ -134,7 +152,12 @@ class Daemon:
         self._end_sink = add_sink(self._keep_line, loop.call_soon_threadsafe)
 
         self._python = python = find_engine_python(settings.engine.python, Path(sys.prefix), places.engines).path
-        self._launcher = PosixLauncher(str(places.runtime), cgroup.settle(), places.state / "shared-memory.json")
+        self._launcher = PosixLauncher(
+            str(places.runtime),
+            cgroup.settle(),
+            places.state / "shared-memory.json",
+            [one.child for one in handed.workers] if handed else (),
+        )
         self._has_driver = GPU_DRIVER.exists()
         self._gpus = NvmlProbe(visible=environ.get("CUDA_VISIBLE_DEVICES"))
         self._memory = DeviceMemory()
@@ -205,13 +228,16 @@ class Daemon:
             self._clock,
             is_on=settings.models.restore,
         )
+        self._upgrading = Upgrading(
+            lambda: ask_successor(self._launcher, program, environ), places, self._models_that_go_on
+        )
         self._control = ControlServer(
             places.socket,
             settings.control.group,
             ModelsService(self._catalog, self._loading, self._sizing),
             WorkersService(self._supervisor, self._loading, self._catalog, self._own_lines),
             OperationsService(self._operations),
-            DaemonService(self._supervisor, self._status, lambda: self._loaded.shown(), self._reload),
+            DaemonService(self._supervisor, self._status, lambda: self._loaded.shown(), self._reload, self._upgrade),
             InferenceService(self._catalog, self._gate, self._clock),
         )
         self._services = services = Services(
@@ -224,7 +250,7 @@ class Daemon:
             self._health,
         )
         self._web = make_app(services, policy(settings, self._sockets))
-        self._http = HttpServer(self._web, settings.server.host, settings.server.port, http)
+        self._http = HttpServer(self._web, settings.server.host, settings.server.port, http or bound)
         self._reconciling = Reconciling(self._catalog, self._supervisor, self._preload)
         self._reloading = Reloading(
             reread, self, self._notifier.reloading, lambda: self._notifier.ready(self._summary())
@@ -232,8 +258,10 @@ class Daemon:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve until a signal asks to stop, and leave nothing behind. Raises what keeps it from starting."""
+    async def run(self) -> Handover | None:
+        """Serve until a signal asks to stop, and leave nothing behind; or until somebody asks for an upgrade, and leave
+        what is returned. Raises what keeps it from starting."""
+        handover: Handover | None = None
         self._signals.install(asyncio.get_running_loop())
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -250,14 +278,26 @@ class Daemon:
                     branches.append(tasks.create_task(self._keep_watch(), name="watch"))
                     branches.append(tasks.create_task(self._reloading.run(), name="reload"))
                     self._serve()
-                    await self._stop.wait()
+                    handover = await self._until_the_end()
                 finally:
-                    await self._shut_down()
+                    if handover is None:
+                        await self._shut_down()
                     for branch in branches:
                         branch.cancel()
         finally:
             self._signals.remove(asyncio.get_running_loop())
             self._end_sink()
+        return handover
+
+    async def _until_the_end(self) -> Handover | None:
+        """Serve; what is handed over at the end, None if it was asked to stop."""
+        stop, wish = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._upgrading.wished())
+        try:
+            await asyncio.wait({stop, wish}, return_when=asyncio.FIRST_COMPLETED)
+            return None if self._stop.is_set() else await self._hand_over(wish.result())
+        finally:
+            stop.cancel()
+            wish.cancel()
 
     async def _start(self) -> None:
         """Everything that may refuse to start, cheapest refusal first. Whoever can ask finds every model: they are
@@ -265,14 +305,14 @@ class Daemon:
         await self._catalog.load()
         await self._http.start()
         self._killed = await self._launcher.kill_leftovers()
-        await asyncio.to_thread(self._supervisor.clean_up)
+        await asyncio.to_thread(self._supervisor.clean_up, self._handed.workers if self._handed else ())
         await self._look_at_disk()
         await self._control.start()
         # Last: a start that is refused, by a port that is taken, has not tried to load anything.
         await self._restoring.begin()
 
     def _serve(self) -> None:
-        self._state = "SERVING"
+        self._state = "SERVING" if self._handed is None else "UPGRADING"
         spent = time.time() - self._started
         event(
             log,
@@ -286,9 +326,14 @@ class Daemon:
         )
         self._tell_address()
         self._notifier.ready(self._summary())
+        if self._handed is None:
+            self._load_what_is_wanted(())
+
+    def _load_what_is_wanted(self, loaded: Collection[str]) -> None:
         for name in self._settings.models.preload:
             self._preload(name, False)
-        self._restoring.load_again(but=[str(ModelRef.parse(name)) for name in self._settings.models.preload])
+        preloaded = [str(ModelRef.parse(name)) for name in self._settings.models.preload]
+        self._restoring.load_again(but=[*preloaded, *loaded])
 
     def _tell_address(self) -> None:
         """What a file says of the address, and has no effect, is told."""
@@ -324,6 +369,8 @@ class Daemon:
             )
         self._keep_zygote()
         await self._look_at_devices()
+        if self._handed is not None:
+            await self._take_over(self._handed)
         self._gate.open()
 
     def _keep_zygote(self) -> None:
@@ -350,10 +397,115 @@ class Daemon:
             # A number that was given is meant: it has its margin already.
             await self._memory.use(CpuProbe(budget_bytes=budget), 0.0 if budget else MARGIN_SHARE)
 
+    # --- from one daemon to the next -----------------------------------------------------------------------------
+
+    async def _take_over(self, handed: Handover) -> None:
+        """Go on where a daemon before us in this process has left."""
+        taking_over = TakingOver(handed.workers, self._catalog, self._gate, self._supervisor, self._sizing, self._rules)
+        taken = await taking_over.take_over()
+        if taken.ended:
+            await self._memory.settle(self._settings.engine.release_timeout_s)
+        await self._memory.settle_in()
+        event(
+            log,
+            logging.INFO,
+            "daemon.taken_over",
+            from_=handed.version,
+            to=__version__,
+            models=len(taken.models),
+            ended=taken.ended,
+            away_s=round(self._clock.now() - handed.left_at, 3),
+        )
+        self._state = "SERVING"
+        self._load_what_is_wanted(taken.models)
+        for name in handed.pulls:
+            self._pull_on(name)
+
+    def _pull_on(self, name: str) -> None:
+        try:
+            self._catalog.pull(name)
+        except VllamaError as error:
+            event(log, logging.ERROR, "daemon.pull", model=name, reason=error.reason, error=error.message)
+
+    async def _upgrade(self, drain_s: float | None, is_dry_run: bool) -> Upgrade:
+        longest = self._settings.server.drain_s if drain_s is None else drain_s
+        upgrade = await self._upgrading.upgrade(longest, is_dry_run=is_dry_run)
+        if not is_dry_run:
+            self._state = "UPGRADING"  # before it is answered: whoever asks next sees it
+        return upgrade
+
+    def _models_that_go_on(self) -> tuple[str, ...]:
+        return tuple(sorted({one.model.name for one in self._supervisor.handles() if one.can_be_handed_over}))
+
+    async def _hand_over(self, drain_s: float) -> Handover | None:
+        """Leave without ending what is loaded: everybody who is here is served to the end, or told; whoever comes waits
+        in the sockets. None: it was asked to stop meanwhile."""
+        self._notifier.status(self._summary())
+        event(log, logging.INFO, "daemon.upgrade", drain_s=drain_s, requests=self._gate.active + self._gate.waiting)
+        self._reloading.close()
+        left_at, sockets = self._clock.now(), self._http.hand_over()
+        await self._http.stop_listening()
+        await self._http.let_go()
+        if not await self._unless_stopped(self._gate.quiet(drain_s)) and not self._stop.is_set():
+            self._gate.close()
+            late = f"the daemon is being upgraded, and did not wait for longer than {drain_s:g} s"
+            self._supervisor.break_off(VllamaError(Reason.DRAINING, late, "ask again"))
+            await self._gate.quiet(TELLING_S)
+        pulls = [one for one in self._operations.list() if one.kind is OperationKind.PULL and not one.is_done]
+        await self._unless_stopped(self._settled())
+        if self._stop.is_set():
+            for descriptor in sockets:
+                os.close(descriptor)
+            return None
+        self._gate.close()
+        await self._restoring.note()
+        self._restoring.stop()
+        self._notifier.reloading()
+        workers = self._supervisor.hand_over()
+        await self._operations.close("the daemon is being upgraded; its successor goes on with a pull by itself")
+        await self._control.drain()
+        await self._control.stop(TELLING_S)
+        await self._http.close()
+        return Handover(
+            version=__version__,
+            count=self._count + 1,
+            left_at=left_at,
+            http=sockets,
+            bound_to="" if self._sockets else self._bound_to,
+            locks={},
+            workers=workers,
+            pulls=tuple(one.model for one in pulls),
+        )
+
+    async def _settled(self) -> bool:
+        """Give workers that are on their way somewhere the time to arrive: what is not at rest cannot go on."""
+        for handle in self._supervisor.handles():
+            if handle.state is State.BACKOFF:
+                handle.post(Kind.STOP)
+        try:
+            async with asyncio.timeout(SETTLING_S):
+                # Not told of: a worker that is to be forked gets its process without a change of its state.
+                while not self._supervisor.is_settled:  # noqa: ASYNC110
+                    await asyncio.sleep(SETTLING_LOOK_S)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """The outcome of ``work``; False as soon as somebody asks to stop."""
+        stop, working = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({stop, working}, return_when=asyncio.FIRST_COMPLETED)
+            return working.done() and working.result()
+        finally:
+            stop.cancel()
+            working.cancel()
+
     async def _shut_down(self) -> None:
         settings = self._settings
         self._state = "DRAINING"
         self._reloading.close()
+        self._upgrading.close()
         self._restoring.stop()
         self._notifier.stopping()
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
@@ -465,8 +617,7 @@ class Daemon:
     # --- what the faces show -------------------------------------------------------------------------------------
 
     def _summary(self) -> str:
-        is_leaving = self._state == "DRAINING"
-        return summary(self._supervisor.views(), self._gate.active, self._gate.waiting, is_leaving=is_leaving)
+        return summary(self._supervisor.views(), self._gate.active, self._gate.waiting, self._state)
 
     def _url(self) -> str:
         addresses = self._http.addresses
@@ -495,6 +646,7 @@ class Daemon:
             waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
             needs_restart=self._loaded.pending,
+            upgrades=self._count,
         )
 
     def _device_views(self) -> list[DeviceView]:
@@ -526,6 +678,11 @@ class Daemon:
     # --- what is in force, for whoever asks for a model ------------------------------------------------------------
 
     @property
+    def _count(self) -> int:
+        """How often this process was taken over."""
+        return self._handed.count if self._handed is not None else 0
+
+    @property
     def _settings(self) -> Settings:
         return self._loaded.settings
 
@@ -546,6 +703,24 @@ class Daemon:
 
     def _sizing_rules(self, model: Model) -> SizingRules:
         return sizing_rules(self._settings, model)
+
+
+def _sockets_of(
+    handed: Handover | None, passed: Sequence[socket.socket], bound_to: str
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """What the predecessor had bound and is wanted still, and what the service manager listens on."""
+    if handed is None:
+        return [], list(passed)
+    sockets = [socket.socket(fileno=descriptor) for descriptor in handed.http]
+    for each in sockets:
+        each.set_inheritable(False)
+    if not handed.bound_to:
+        return [], sockets
+    if handed.bound_to == bound_to:
+        return sockets, []
+    for each in sockets:
+        each.close()
+    return [], []
 
 
 async def _started(

@@ -6,6 +6,7 @@ One JSON object a line on standard output, each with its ``part``: ``config`` fi
 """
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from vllamad.config.engine_python import find_engine_python
 from vllamad.config.loaded import Loaded
 from vllamad.devices.asking import Asker
 from vllamad.devices.nvml import NvmlProbe, driver_versions
+from vllamad.domain import handover
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Launcher
 from vllamad.engine.command import EngineOptions, inherited_environment
@@ -52,6 +54,7 @@ def config(loaded: Loaded) -> dict[str, object]:
     return {
         "part": "config",
         "version": __version__,
+        "handover": handover.FORMAT,
         "problem": "",
         "hint": "",
         "warnings": list(loaded.warnings),
@@ -163,6 +166,8 @@ async def _hub(loaded: Loaded, environ: Mapping[str, str], launcher: Launcher, e
 
 def run(loaded: Loaded) -> int:
     """Print every part; returns the exit status, which is that of the configuration: valid."""
+    # A daemon that is to be replaced by this program asks it before: what cannot be imported is found out here.
+    importlib.import_module("vllamad.app")
     # What is found is in the lines; the adapters' log is for a daemon.
     logging.disable(logging.CRITICAL)
     emit(config(loaded))

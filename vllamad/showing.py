@@ -8,10 +8,13 @@ from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView, WorkerView
 from vllamad.domain.worker import State
 
+_LEAVING = {"DRAINING": "stopping: ", "UPGRADING": "upgrading: "}
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The daemon at one moment. ``state`` is STARTING, SERVING or DRAINING; ``queue_limit`` is how many may wait."""
+    """The daemon at one moment. ``state`` is STARTING, SERVING, DRAINING or UPGRADING; ``queue_limit`` is how many may
+    wait."""
 
     state: str
     version: str
@@ -27,8 +30,8 @@ class Picture:
     queue_limit: int
 
 
-def summary(views: Sequence[WorkerView], active: int, waiting: int, *, is_leaving: bool) -> str:
-    """One line for ``systemctl status``."""
+def summary(views: Sequence[WorkerView], active: int, waiting: int, state: str) -> str:
+    """One line for ``systemctl status``; ``state`` as in ``Picture``."""
     loaded = len({view.model for view in views if view.is_loaded})
     loading = len({view.model for view in views if view.state is State.STARTING})
     failed = len({view.model for view in views if view.state is State.FAILED})
@@ -41,7 +44,7 @@ def summary(views: Sequence[WorkerView], active: int, waiting: int, *, is_leavin
         f"{waiting} waiting" if waiting else "",
         f"{cache * 100:.0f} % KV" if cache else "",
     ]
-    return ("stopping: " if is_leaving else "") + ", ".join(part for part in parts if part)
+    return _LEAVING.get(state, "") + ", ".join(part for part in parts if part)
 
 
 def health(seen: Picture) -> dict[str, Any]:

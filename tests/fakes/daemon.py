@@ -56,6 +56,7 @@ class Daemon:
         self.arguments = list(arguments)
         self.wrapper: list[str] = []
         """A command that runs vllamad in its own place, such as unshare."""
+        self.program = [sys.executable, "-m", "vllamad"]
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root),
@@ -90,9 +91,7 @@ class Daemon:
             self.child = subprocess.Popen(
                 [
                     *self.wrapper,
-                    sys.executable,
-                    "-m",
-                    "vllamad",
+                    *self.program,
                     f"--state-dir={self.state}",
                     f"--runtime-dir={self.runtime}",
                     f"--socket={self.socket}",

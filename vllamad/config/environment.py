@@ -18,6 +18,8 @@ from vllamad.config.settings import ROWS
 OTHER_NAMES = frozenset(
     {
         "VLLAMA_ENGINES",
+        # Every child of a daemon has it, as has the program that is asked whether it can take over.
+        "VLLAMA_WORKER",
         "VLLAMA_TEST_ENGINE_PYTHON",
         "VLLAMA_TEST_GGUF",
         "VLLAMA_TEST_EMBEDDING_MODEL",

@@ -16,6 +16,7 @@ from vllamad.control.interceptor import Context, unary
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView, ZygoteView
 from vllamad.operations.reloading import Reloaded
+from vllamad.operations.upgrading import Upgrade
 from vllamad.supervisor.supervisor import Decided, Supervisor
 
 
@@ -77,10 +78,13 @@ class DaemonStatus:
     waits: Sequence[str]
     decisions: Sequence[Decided]
     needs_restart: Sequence[ShownChange]
+    upgrades: int = 0
+    """How often another daemon took over in this process."""
 
 
 class DaemonService(pb_grpc.DaemonServicer):
-    """Status, settings, and their reload: ``reload`` is told whether it is a dry run."""
+    """Status, settings, their reload, and the upgrade of the daemon itself. ``reload`` and ``upgrade`` are told whether
+    it is a dry run, ``upgrade`` also how long requests in flight may take (None: as it is set)."""
 
     def __init__(
         self,
@@ -88,11 +92,13 @@ class DaemonService(pb_grpc.DaemonServicer):
         status: Callable[[], Awaitable[DaemonStatus]],
         settings: Callable[[], Sequence[ShownSetting]],
         reload: Callable[[bool], Awaitable[Reloaded]],
+        upgrade: Callable[[float | None, bool], Awaitable[Upgrade]],
     ) -> None:
         self._supervisor = supervisor
         self._status = status
         self._settings = settings
         self._reload = reload
+        self._upgrade = upgrade
 
     @unary
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
@@ -131,6 +137,7 @@ class DaemonService(pb_grpc.DaemonServicer):
             storage=pb.Storage(path=now.state_folder, models_bytes=now.models_bytes, free_bytes=now.free_bytes),
             decisions=[pb.Decision(time=convert.timestamp(one.time), text=one.text) for one in now.decisions],
             needs_restart=[_change(one) for one in now.needs_restart],
+            upgrades=now.upgrades,
         )
 
     @unary
@@ -159,6 +166,12 @@ class DaemonService(pb_grpc.DaemonServicer):
             warnings=told.warnings,
             dry_run=told.is_dry_run,
         )
+
+    @unary
+    async def Upgrade(self, request: pb.UpgradeRequest, context: Context) -> pb.UpgradeResponse:
+        drain_s = request.drain.ToNanoseconds() / 1e9 if request.HasField("drain") else None
+        upgrade = await self._upgrade(drain_s, request.dry_run)
+        return pb.UpgradeResponse(version=upgrade.version, models=upgrade.models, dry_run=request.dry_run)
 
 
 def _change(one: ShownChange) -> pb.Change:

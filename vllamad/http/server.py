@@ -154,6 +154,11 @@ class HttpServer:
             await site.start()
             self._sites.append(site)
 
+    def hand_over(self) -> tuple[int, ...]:
+        """Descriptors of the sockets that outlive this server: connections wait in them from ``stop_listening`` on.
+        They are the caller's."""
+        return tuple(os.dup(each.fileno()) for each in self._sockets)
+
     async def stop_listening(self) -> None:
         """Take no new connections; those that are open go on."""
         sites, self._sites = self._sites, []

@@ -22,6 +22,7 @@ Work = Callable[[Report], Awaitable[None]]
 
 KEPT_OPERATIONS = 100
 SNAPSHOT_INTERVAL_S = 0.1
+RESUME = "start it again to resume"
 
 
 class _Running:
@@ -44,6 +45,7 @@ class Operations:
         self._number = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._is_closing = False
+        self._hint = RESUME
 
     async def run(self, started: asyncio.Event) -> None:
         """Hold the tasks until cancelled."""
@@ -111,9 +113,11 @@ class Operations:
             raise last.error
         return last
 
-    async def close(self) -> None:
-        """Accept nothing more, cancel what runs, and return when it has ended."""
+    async def close(self, hint: str = RESUME) -> None:
+        """Accept nothing more, cancel what runs, and return when it has ended. ``hint`` tells those who watch what to
+        do."""
         self._is_closing = True
+        self._hint = hint
         tasks = [one.task for one in self._all.values() if one.task is not None and not one.task.done()]
         for task in tasks:
             task.cancel()
@@ -132,7 +136,7 @@ class Operations:
             error = failure
         except asyncio.CancelledError:
             what = f"{running.operation.kind.lower()} of {running.operation.model}"
-            self._end(running, VllamaError(Reason.CANCELLED, f"{what} was cancelled", "start it again to resume"))
+            self._end(running, VllamaError(Reason.CANCELLED, f"{what} was cancelled", self._hint))
             raise
         except Exception as bug:  # an operation's bug ends the operation, not the daemon
             log.exception("operation.bug operation=%s", running.operation.name)

@@ -22,51 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from vllama.control.v1 import workers_pb2 as vllama_dot_control_dot_v1_dot_workers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evllama/control/v1/daemon.proto\x12\x11vllama.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvllama/control/v1/workers.proto\"\x12\n\x10GetStatusRequest\"\x9c\x05\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x39\n\x05state\x18\x02 \x01(\x0e\x32*.vllama.control.v1.GetStatusResponse.State\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08http_url\x18\x05 \x01(\t\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x14\n\x0cstate_folder\x18\x07 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x03\x12)\n\x06\x65ngine\x18\t \x01(\x0b\x32\x19.vllama.control.v1.Engine\x12*\n\x07workers\x18\n \x03(\x0b\x32\x19.vllama.control.v1.Worker\x12\x0e\n\x06models\x18\x0b \x01(\x05\x12\x17\n\x0f\x61\x63tive_requests\x18\x0c \x01(\x05\x12\x18\n\x10waiting_requests\x18\r \x01(\x05\x12*\n\x07\x64\x65vices\x18\x0e \x03(\x0b\x32\x19.vllama.control.v1.Device\x12+\n\x07storage\x18\x0f \x01(\x0b\x32\x1a.vllama.control.v1.Storage\x12.\n\tdecisions\x18\x10 \x03(\x0b\x32\x1b.vllama.control.v1.Decision\x12\r\n\x05waits\x18\x11 \x03(\t\x12\x30\n\rneeds_restart\x18\x14 \x03(\x0b\x32\x19.vllama.control.v1.Change\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\x0b\n\x07SERVING\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\"v\n\x06\x45ngine\x12\x0e\n\x06python\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12*\n\x07zygotes\x18\x05 \x03(\x0b\x32\x19.vllama.control.v1.Zygote\"[\n\x06Zygote\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x66orked\x18\x04 \x01(\x05\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\xd3\x02\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07product\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\t\x12\x14\n\x0cusable_bytes\x18\x07 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x08 \x01(\x03\x12\x0f\n\x07holders\x18\t \x03(\t\x12\x15\n\rforeign_bytes\x18\n \x01(\x03\x12\x16\n\x0egiveable_bytes\x18\x0b \x01(\x03\x12\x0f\n\x07loading\x18\x0c \x01(\t\x12\x1a\n\rtemperature_c\x18\r \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0butilisation\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07problem\x18\x0f \x01(\tB\x10\n\x0e_temperature_cB\x0e\n\x0c_utilisation\"A\n\x07Storage\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cmodels_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\"B\n\x08\x44\x65\x63ision\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x12\n\x10GetConfigRequest\"A\n\x11GetConfigResponse\x12,\n\x08settings\x18\x01 \x03(\x0b\x32\x1a.vllama.control.v1.Setting\"\x98\x01\n\x07Setting\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x10\n\x08overrode\x18\x04 \x03(\t\x12\x15\n\ris_reloadable\x18\x05 \x01(\x08\x12\x0c\n\x04help\x18\x06 \x01(\t\x12*\n\x07pending\x18\x07 \x01(\x0b\x32\x19.vllama.control.v1.Change\" \n\rReloadRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x8f\x01\n\x0eReloadResponse\x12*\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x19.vllama.control.v1.Change\x12.\n\x06models\x18\x02 \x03(\x0b\x32\x1e.vllama.control.v1.ModelChange\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"\xd0\x01\n\x06\x43hange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x30\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32 .vllama.control.v1.Change.Effect\x12\x0c\n\x04note\x18\x06 \x01(\t\"J\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x41T_ONCE\x10\x01\x12\x0b\n\x07\x41T_LOAD\x10\x02\x12\x0e\n\nAT_RESTART\x10\x03\"\xb7\x01\n\x0bModelChange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32#.vllama.control.v1.ModelChange.Kind\x12\x0c\n\x04text\x18\x03 \x01(\t\"X\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLOADED_ANEW\x10\x01\x12\r\n\tNEXT_LOAD\x10\x02\x12\x0e\n\nKEEP_ALIVE\x10\x03\x12\n\n\x06LOADED\x10\x04\x32\x87\x02\n\x06\x44\x61\x65mon\x12V\n\tGetStatus\x12#.vllama.control.v1.GetStatusRequest\x1a$.vllama.control.v1.GetStatusResponse\x12V\n\tGetConfig\x12#.vllama.control.v1.GetConfigRequest\x1a$.vllama.control.v1.GetConfigResponse\x12M\n\x06Reload\x12 .vllama.control.v1.ReloadRequest\x1a!.vllama.control.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evllama/control/v1/daemon.proto\x12\x11vllama.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvllama/control/v1/workers.proto\"\x12\n\x10GetStatusRequest\"\xbd\x05\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x39\n\x05state\x18\x02 \x01(\x0e\x32*.vllama.control.v1.GetStatusResponse.State\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08http_url\x18\x05 \x01(\t\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x14\n\x0cstate_folder\x18\x07 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x08 \x01(\x03\x12)\n\x06\x65ngine\x18\t \x01(\x0b\x32\x19.vllama.control.v1.Engine\x12*\n\x07workers\x18\n \x03(\x0b\x32\x19.vllama.control.v1.Worker\x12\x0e\n\x06models\x18\x0b \x01(\x05\x12\x17\n\x0f\x61\x63tive_requests\x18\x0c \x01(\x05\x12\x18\n\x10waiting_requests\x18\r \x01(\x05\x12*\n\x07\x64\x65vices\x18\x0e \x03(\x0b\x32\x19.vllama.control.v1.Device\x12+\n\x07storage\x18\x0f \x01(\x0b\x32\x1a.vllama.control.v1.Storage\x12.\n\tdecisions\x18\x10 \x03(\x0b\x32\x1b.vllama.control.v1.Decision\x12\r\n\x05waits\x18\x11 \x03(\t\x12\x30\n\rneeds_restart\x18\x14 \x03(\x0b\x32\x19.vllama.control.v1.Change\x12\x10\n\x08upgrades\x18\x15 \x01(\x05\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\x0b\n\x07SERVING\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\r\n\tUPGRADING\x10\x04\"v\n\x06\x45ngine\x12\x0e\n\x06python\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12*\n\x07zygotes\x18\x05 \x03(\x0b\x32\x19.vllama.control.v1.Zygote\"[\n\x06Zygote\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x66orked\x18\x04 \x01(\x05\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\xd3\x02\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07product\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\t\x12\x14\n\x0cusable_bytes\x18\x07 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x08 \x01(\x03\x12\x0f\n\x07holders\x18\t \x03(\t\x12\x15\n\rforeign_bytes\x18\n \x01(\x03\x12\x16\n\x0egiveable_bytes\x18\x0b \x01(\x03\x12\x0f\n\x07loading\x18\x0c \x01(\t\x12\x1a\n\rtemperature_c\x18\r \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0butilisation\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07problem\x18\x0f \x01(\tB\x10\n\x0e_temperature_cB\x0e\n\x0c_utilisation\"A\n\x07Storage\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cmodels_bytes\x18\x02 \x01(\x03\x12\x12\n\nfree_bytes\x18\x03 \x01(\x03\"B\n\x08\x44\x65\x63ision\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x12\n\x10GetConfigRequest\"A\n\x11GetConfigResponse\x12,\n\x08settings\x18\x01 \x03(\x0b\x32\x1a.vllama.control.v1.Setting\"\x98\x01\n\x07Setting\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x10\n\x08overrode\x18\x04 \x03(\t\x12\x15\n\ris_reloadable\x18\x05 \x01(\x08\x12\x0c\n\x04help\x18\x06 \x01(\t\x12*\n\x07pending\x18\x07 \x01(\x0b\x32\x19.vllama.control.v1.Change\" \n\rReloadRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x8f\x01\n\x0eReloadResponse\x12*\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x19.vllama.control.v1.Change\x12.\n\x06models\x18\x02 \x03(\x0b\x32\x1e.vllama.control.v1.ModelChange\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"K\n\x0eUpgradeRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12(\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x0fUpgradeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"\xd0\x01\n\x06\x43hange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x30\n\x06\x65\x66\x66\x65\x63t\x18\x05 \x01(\x0e\x32 .vllama.control.v1.Change.Effect\x12\x0c\n\x04note\x18\x06 \x01(\t\"J\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x41T_ONCE\x10\x01\x12\x0b\n\x07\x41T_LOAD\x10\x02\x12\x0e\n\nAT_RESTART\x10\x03\"\xb7\x01\n\x0bModelChange\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32#.vllama.control.v1.ModelChange.Kind\x12\x0c\n\x04text\x18\x03 \x01(\t\"X\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLOADED_ANEW\x10\x01\x12\r\n\tNEXT_LOAD\x10\x02\x12\x0e\n\nKEEP_ALIVE\x10\x03\x12\n\n\x06LOADED\x10\x04\x32\xd9\x02\n\x06\x44\x61\x65mon\x12V\n\tGetStatus\x12#.vllama.control.v1.GetStatusRequest\x1a$.vllama.control.v1.GetStatusResponse\x12V\n\tGetConfig\x12#.vllama.control.v1.GetConfigRequest\x1a$.vllama.control.v1.GetConfigResponse\x12M\n\x06Reload\x12 .vllama.control.v1.ReloadRequest\x1a!.vllama.control.v1.ReloadResponse\x12P\n\x07Upgrade\x12!.vllama.control.v1.UpgradeRequest\x1a\".vllama.control.v1.UpgradeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vllama.control.v1.daemon_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=119
-  _globals['_GETSTATUSREQUEST']._serialized_end=137
-  _globals['_GETSTATUSRESPONSE']._serialized_start=140
-  _globals['_GETSTATUSRESPONSE']._serialized_end=808
-  _globals['_GETSTATUSRESPONSE_STATE']._serialized_start=737
-  _globals['_GETSTATUSRESPONSE_STATE']._serialized_end=808
-  _globals['_ENGINE']._serialized_start=810
-  _globals['_ENGINE']._serialized_end=928
-  _globals['_ZYGOTE']._serialized_start=930
-  _globals['_ZYGOTE']._serialized_end=1021
-  _globals['_DEVICE']._serialized_start=1024
-  _globals['_DEVICE']._serialized_end=1363
-  _globals['_STORAGE']._serialized_start=1365
-  _globals['_STORAGE']._serialized_end=1430
-  _globals['_DECISION']._serialized_start=1432
-  _globals['_DECISION']._serialized_end=1498
-  _globals['_GETCONFIGREQUEST']._serialized_start=1500
-  _globals['_GETCONFIGREQUEST']._serialized_end=1518
-  _globals['_GETCONFIGRESPONSE']._serialized_start=1520
-  _globals['_GETCONFIGRESPONSE']._serialized_end=1585
-  _globals['_SETTING']._serialized_start=1588
-  _globals['_SETTING']._serialized_end=1740
-  _globals['_RELOADREQUEST']._serialized_start=1742
-  _globals['_RELOADREQUEST']._serialized_end=1774
-  _globals['_RELOADRESPONSE']._serialized_start=1777
-  _globals['_RELOADRESPONSE']._serialized_end=1920
-  _globals['_CHANGE']._serialized_start=1923
-  _globals['_CHANGE']._serialized_end=2131
-  _globals['_CHANGE_EFFECT']._serialized_start=2057
-  _globals['_CHANGE_EFFECT']._serialized_end=2131
-  _globals['_MODELCHANGE']._serialized_start=2134
-  _globals['_MODELCHANGE']._serialized_end=2317
-  _globals['_MODELCHANGE_KIND']._serialized_start=2229
-  _globals['_MODELCHANGE_KIND']._serialized_end=2317
-  _globals['_DAEMON']._serialized_start=2320
-  _globals['_DAEMON']._serialized_end=2583
+  _globals['_GETSTATUSREQUEST']._serialized_start=151
+  _globals['_GETSTATUSREQUEST']._serialized_end=169
+  _globals['_GETSTATUSRESPONSE']._serialized_start=172
+  _globals['_GETSTATUSRESPONSE']._serialized_end=873
+  _globals['_GETSTATUSRESPONSE_STATE']._serialized_start=787
+  _globals['_GETSTATUSRESPONSE_STATE']._serialized_end=873
+  _globals['_ENGINE']._serialized_start=875
+  _globals['_ENGINE']._serialized_end=993
+  _globals['_ZYGOTE']._serialized_start=995
+  _globals['_ZYGOTE']._serialized_end=1086
+  _globals['_DEVICE']._serialized_start=1089
+  _globals['_DEVICE']._serialized_end=1428
+  _globals['_STORAGE']._serialized_start=1430
+  _globals['_STORAGE']._serialized_end=1495
+  _globals['_DECISION']._serialized_start=1497
+  _globals['_DECISION']._serialized_end=1563
+  _globals['_GETCONFIGREQUEST']._serialized_start=1565
+  _globals['_GETCONFIGREQUEST']._serialized_end=1583
+  _globals['_GETCONFIGRESPONSE']._serialized_start=1585
+  _globals['_GETCONFIGRESPONSE']._serialized_end=1650
+  _globals['_SETTING']._serialized_start=1653
+  _globals['_SETTING']._serialized_end=1805
+  _globals['_RELOADREQUEST']._serialized_start=1807
+  _globals['_RELOADREQUEST']._serialized_end=1839
+  _globals['_RELOADRESPONSE']._serialized_start=1842
+  _globals['_RELOADRESPONSE']._serialized_end=1985
+  _globals['_UPGRADEREQUEST']._serialized_start=1987
+  _globals['_UPGRADEREQUEST']._serialized_end=2062
+  _globals['_UPGRADERESPONSE']._serialized_start=2064
+  _globals['_UPGRADERESPONSE']._serialized_end=2131
+  _globals['_CHANGE']._serialized_start=2134
+  _globals['_CHANGE']._serialized_end=2342
+  _globals['_CHANGE_EFFECT']._serialized_start=2268
+  _globals['_CHANGE_EFFECT']._serialized_end=2342
+  _globals['_MODELCHANGE']._serialized_start=2345
+  _globals['_MODELCHANGE']._serialized_end=2528
+  _globals['_MODELCHANGE_KIND']._serialized_start=2440
+  _globals['_MODELCHANGE_KIND']._serialized_end=2528
+  _globals['_DAEMON']._serialized_start=2531
+  _globals['_DAEMON']._serialized_end=2876
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from vllama.control.v1 import workers_pb2 as _workers_pb2
 from google.protobuf.internal import containers as _containers
@@ -13,17 +14,19 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits", "needs_restart")
+    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits", "needs_restart", "upgrades")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[GetStatusResponse.State]
         STARTING: _ClassVar[GetStatusResponse.State]
         SERVING: _ClassVar[GetStatusResponse.State]
         DRAINING: _ClassVar[GetStatusResponse.State]
+        UPGRADING: _ClassVar[GetStatusResponse.State]
     STATE_UNSPECIFIED: GetStatusResponse.State
     STARTING: GetStatusResponse.State
     SERVING: GetStatusResponse.State
     DRAINING: GetStatusResponse.State
+    UPGRADING: GetStatusResponse.State
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +45,7 @@ class GetStatusResponse(_message.Message):
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
     NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
+    UPGRADES_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: GetStatusResponse.State
     pid: int
@@ -60,7 +64,8 @@ class GetStatusResponse(_message.Message):
     decisions: _containers.RepeatedCompositeFieldContainer[Decision]
     waits: _containers.RepeatedScalarFieldContainer[str]
     needs_restart: _containers.RepeatedCompositeFieldContainer[Change]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+    upgrades: int
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., upgrades: _Optional[int] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("python", "version", "problem", "device", "zygotes")
@@ -187,6 +192,24 @@ class ReloadResponse(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     dry_run: bool
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., dry_run: bool = ...) -> None: ...
+
+class UpgradeRequest(_message.Message):
+    __slots__ = ("dry_run", "drain")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    drain: _duration_pb2.Duration
+    def __init__(self, dry_run: bool = ..., drain: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class UpgradeResponse(_message.Message):
+    __slots__ = ("version", "models", "dry_run")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    models: _containers.RepeatedScalarFieldContainer[str]
+    dry_run: bool
+    def __init__(self, version: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., dry_run: bool = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("key", "before", "after", "source", "effect", "note")

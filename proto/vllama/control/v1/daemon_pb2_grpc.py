@@ -50,6 +50,11 @@ class DaemonStub(object):
                 request_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadResponse.FromString,
                 _registered_method=True)
+        self.Upgrade = channel.unary_unary(
+                '/vllama.control.v1.Daemon/Upgrade',
+                request_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.UpgradeRequest.SerializeToString,
+                response_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.UpgradeResponse.FromString,
+                _registered_method=True)
 
 
 class DaemonServicer(object):
@@ -81,6 +86,18 @@ class DaemonServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Upgrade(self, request, context):
+        """Has the vllamad that is installed now take the place of this one: in the same process, with every model that is
+        loaded or loading. Returns when it is sure that it can (the new program was asked), with what is about to happen;
+        then requests in flight are finished, while those that come wait in the listening sockets, and this socket is another
+        one. Whoever wants to know how it went asks for the status until `upgrades` has grown and the state is SERVING. With
+        `dry_run` nothing more happens. Fails with CONFIG_INVALID, UNSUPPORTED (the new program cannot take over) or INTERNAL
+        (it does not start), DRAINING; nothing has changed then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DaemonServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +115,11 @@ def add_DaemonServicer_to_server(servicer, server):
                     servicer.Reload,
                     request_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadRequest.FromString,
                     response_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadResponse.SerializeToString,
+            ),
+            'Upgrade': grpc.unary_unary_rpc_method_handler(
+                    servicer.Upgrade,
+                    request_deserializer=vllama_dot_control_dot_v1_dot_daemon__pb2.UpgradeRequest.FromString,
+                    response_serializer=vllama_dot_control_dot_v1_dot_daemon__pb2.UpgradeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +204,33 @@ class Daemon(object):
             '/vllama.control.v1.Daemon/Reload',
             vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadRequest.SerializeToString,
             vllama_dot_control_dot_v1_dot_daemon__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upgrade(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllama.control.v1.Daemon/Upgrade',
+            vllama_dot_control_dot_v1_dot_daemon__pb2.UpgradeRequest.SerializeToString,
+            vllama_dot_control_dot_v1_dot_daemon__pb2.UpgradeResponse.FromString,
             options,
             channel_credentials,
             insecure,
