@@ -27,6 +27,7 @@ VERBS = {
     "bench": "bench",
     "config": "config",
     "reload": "reload",
+    "upgrade": "upgrade",
     "doctor": "doctor",
     "engine": "engine",
     "version": "version",

@@ -32,6 +32,8 @@ ANSWER_S = 30.0
 """How long one answer may take. What takes longer is an operation; only removing a loaded model waits for its end."""
 
 DELETE_S = 180.0
+UPGRADE_S = 60.0
+"""The daemon starts the program that would take over, and has it say so: half a minute on a cold disk."""
 
 _PACKAGE = "vllama.control.v1"
 _OPTIONS = (
@@ -77,6 +79,10 @@ class Client:
     async def reload(self, dry_run: bool) -> daemon_pb2.ReloadResponse:
         request = daemon_pb2.ReloadRequest(dry_run=dry_run)
         return await self._ask("Daemon/Reload", request, daemon_pb2.ReloadResponse)
+
+    async def upgrade(self, drain_s: float | None, dry_run: bool) -> daemon_pb2.UpgradeResponse:
+        request = daemon_pb2.UpgradeRequest(dry_run=dry_run, drain=duration(drain_s))
+        return await self._ask("Daemon/Upgrade", request, daemon_pb2.UpgradeResponse, UPGRADE_S)
 
     # --- models
 
