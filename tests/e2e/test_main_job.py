@@ -155,6 +155,20 @@ def test_a_prompt_longer_than_the_context_is_an_error_not_a_crash(real: Daemon) 
     assert "context" in answer.json()["error"]
 
 
+def test_an_upgrade_keeps_the_engine_and_the_next_answer_is_there_at_once(real: Daemon) -> None:
+    before, processes = ready_worker(real), set(real.processes())
+    stream = real.open_stream("/api/chat", chat("Tell me a very long story.", num_predict=2000))
+    assert "message" in stream.line()
+    assert real.ctl("upgrade", "--drain", "0s").returncode == 0
+    assert "the daemon is being upgraded" in stream.rest()[-1]["error"]
+    answer = ollama.Client(host=real.url).chat(MODEL, [{"role": "user", "content": QUESTION}], options=GREEDY)
+    assert "Paris" in (answer.message.content or "") and (answer.load_duration or 0) < 1e9
+    after = ready_worker(real)
+    assert (after["pid"], after["incarnation"], after["leases"]) == (before["pid"], before["incarnation"], 0)
+    assert set(real.processes()) == processes
+    assert engine_metric(real, "vllm:num_requests_running") == 0, "what nobody waits for any more was given up"
+
+
 def test_engine_core_killed_in_mid_stream_is_an_in_band_error_and_the_worker_returns(real: Daemon) -> None:
     worker = ready_worker(real)
     stream = real.open_stream("/api/chat", chat("Tell me a very long story.", num_predict=2000))

@@ -32,8 +32,8 @@ def test_an_upgrade_under_load_keeps_the_model_and_refuses_nobody(service: Servi
     (taken,) = service.entries("EVENT=daemon.taken_over")[-1:]
     assert taken["ENDED"] == "0" and taken["MODELS"] == "1"
     figures.tell(
-        f"upgrade under load: the faces were away for {taken['AWAY_S']} s, {told['counts']['200']} answers, the longest "
-        f"took {told['longest_s']} s; the model's next answer took {took_s:.2f} s with its client's start"
+        f"upgrade under load: the faces were away for {taken['AWAY_S']} s, {told['counts']['200']} answers, the "
+        f"longest took {told['longest_s']} s; the model's next answer took {took_s:.2f} s with its client's start"
     )
 
 
