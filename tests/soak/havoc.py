@@ -60,6 +60,7 @@ class Havoc:
             "closes kept connections": (1, self._misbehaving(close_idle=True)),
             "deaf to SIGTERM, unloaded": (1, self._deaf),
             "daemon stopped": (1, self._stop_daemon),
+            "daemon upgraded": (3, self._upgrade_daemon),
         }
         blows = self._kills | self._others
         self._blows = list(blows.items())
@@ -168,6 +169,11 @@ class Havoc:
         """As a service manager does it, with requests in flight."""
         await self._world.stop()
         await self._world.start()
+        return True
+
+    async def _upgrade_daemon(self, shown: Shown, victim: Victim) -> bool:
+        """With requests in flight, and workers in whatever state they are."""
+        await self._world.upgrade()
         return True
 
     async def _stall(self, shown: Shown, victim: Victim) -> bool:

@@ -103,6 +103,13 @@ class World:
         self.leaves()
         return await asyncio.to_thread(self.daemon.stop, signal.SIGTERM)
 
+    async def upgrade(self) -> None:
+        """Another daemon takes over in the same process; requests that take longer than a moment are told so."""
+        self.leaves()
+        done = await asyncio.to_thread(self.daemon.ctl, "upgrade", "--drain=1s", check=False)
+        assert done.returncode == 0, f"vllamactl upgrade: {done.stderr}\n{self.daemon.log_text()[-4000:]}"
+        self.away[-1] = (self.away[-1][0], time.monotonic() + 0.5)
+
     def leaves(self) -> None:
         self.away.append((time.monotonic(), float("inf")))
 
