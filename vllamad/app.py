@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from vllama import __version__
-from vllama.reasons import Reason
 from vllamad.config.engine_python import find_engine_python
 from vllamad.config.loaded import Loaded
 from vllamad.config.settings import Settings
@@ -35,6 +34,7 @@ from vllamad.control.models import ModelsService
 from vllamad.control.operations import OperationsService
 from vllamad.control.server import ControlServer
 from vllamad.control.workers import WorkersService
+from vllamad.departure import Departure
 from vllamad.devices.cpu import CpuProbe
 from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.budget import MARGIN_SHARE
@@ -43,10 +43,8 @@ from vllamad.domain.handover import Handover
 from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.names import ModelRef
-from vllamad.domain.operation import OperationKind
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.view import DeviceView
-from vllamad.domain.worker import Kind, State
 from vllamad.engine.command import EngineOptions, ModelOptions, identity_of
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.version import EngineProbe
@@ -98,12 +96,6 @@ log = logging.getLogger("vllamad.daemon")
 
 HOUSEKEEPING_S = 2.0
 OWN_LINES = 2000
-CONTROL_GRACE_S = 2.0
-TELLING_S = 0.5
-"""For those who are told that it took too long to write that to their clients."""
-SETTLING_S = 30.0
-"""An engine that was asked to end gets 20 s for it, one that is to be forked waits 15 s for the zygote at most."""
-SETTLING_LOOK_S = 0.05
 ENGINE_SILENCE_S = 600.0
 """A stream that brings nothing for so long is broken: a long prompt on a CPU takes minutes to its first token, and an
 engine whose core hangs takes for ever."""
@@ -254,6 +246,19 @@ class Daemon:
         self._reconciling = Reconciling(self._catalog, self._supervisor, self._preload)
         self._reloading = Reloading(
             reread, self, self._notifier.reloading, lambda: self._notifier.ready(self._summary())
+        )
+        self._departure = Departure(
+            self._gate,
+            self._supervisor,
+            self._operations,
+            self._restoring,
+            self._reloading,
+            self._upgrading,
+            self._http,
+            self._control,
+            self._notifier,
+            self._clock,
+            self._stop,
         )
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -438,87 +443,17 @@ class Daemon:
         return tuple(sorted({one.model.name for one in self._supervisor.handles() if one.can_be_handed_over}))
 
     async def _hand_over(self, drain_s: float) -> Handover | None:
-        """Leave without ending what is loaded: everybody who is here is served to the end, or told; whoever comes waits
-        in the sockets. None: it was asked to stop meanwhile."""
+        """Leave without ending what is loaded; None: it was asked to stop meanwhile."""
         self._notifier.status(self._summary())
-        event(log, logging.INFO, "daemon.upgrade", drain_s=drain_s, requests=self._gate.active + self._gate.waiting)
-        self._reloading.close()
-        left_at, sockets = self._clock.now(), self._http.hand_over()
-        await self._http.stop_listening()
-        await self._http.let_go()
-        if not await self._unless_stopped(self._gate.quiet(drain_s)) and not self._stop.is_set():
-            self._gate.close()
-            late = f"the daemon is being upgraded, and did not wait for longer than {drain_s:g} s"
-            self._supervisor.break_off(VllamaError(Reason.DRAINING, late, "ask again"))
-            await self._gate.quiet(TELLING_S)
-        pulls = [one for one in self._operations.list() if one.kind is OperationKind.PULL and not one.is_done]
-        await self._unless_stopped(self._settled())
-        if self._stop.is_set():
-            for descriptor in sockets:
-                os.close(descriptor)
-            return None
-        self._gate.close()
-        await self._restoring.note()
-        self._restoring.stop()
-        self._notifier.reloading()
-        workers = self._supervisor.hand_over()
-        await self._operations.close("the daemon is being upgraded; its successor goes on with a pull by itself")
-        await self._control.drain()
-        await self._control.stop(TELLING_S)
-        await self._http.close()
-        return Handover(
-            version=__version__,
-            count=self._count + 1,
-            left_at=left_at,
-            http=sockets,
-            bound_to="" if self._sockets else self._bound_to,
-            locks={},
-            workers=workers,
-            pulls=tuple(one.model for one in pulls),
+        return await self._departure.hand_over(
+            drain_s, count=self._count + 1, bound_to="" if self._sockets else self._bound_to
         )
-
-    async def _settled(self) -> bool:
-        """Give workers that are on their way somewhere the time to arrive: what is not at rest cannot go on."""
-        for handle in self._supervisor.handles():
-            if handle.state is State.BACKOFF:
-                handle.post(Kind.STOP)
-        try:
-            async with asyncio.timeout(SETTLING_S):
-                # Not told of: a worker that is to be forked gets its process without a change of its state.
-                while not self._supervisor.is_settled:  # noqa: ASYNC110
-                    await asyncio.sleep(SETTLING_LOOK_S)
-        except TimeoutError:
-            return False
-        return True
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """The outcome of ``work``; False as soon as somebody asks to stop."""
-        stop, working = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({stop, working}, return_when=asyncio.FIRST_COMPLETED)
-            return working.done() and working.result()
-        finally:
-            stop.cancel()
-            working.cancel()
 
     async def _shut_down(self) -> None:
         settings = self._settings
         self._state = "DRAINING"
-        self._reloading.close()
-        self._upgrading.close()
-        self._restoring.stop()
-        self._notifier.stopping()
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
-        self._notifier.extend(longest + CONTROL_GRACE_S)
-        await self._http.stop_listening()
-        await self._http.let_go()
-        await self._control.drain()
-        self._gate.close()
-        await self._operations.close()
-        await self._supervisor.stop_all(settings.server.drain_s)
-        await self._control.stop(CONTROL_GRACE_S)
-        await self._http.close()
-        event(log, logging.INFO, "daemon.stopped")
+        await self._departure.shut_down(settings.server.drain_s, longest)
 
     async def _look_at_disk(self) -> None:
         """A disk that fails is the store's business to tell; it is no reason to stop serving what is loaded."""
