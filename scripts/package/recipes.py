@@ -65,7 +65,14 @@ mkdir -p -m 0755 /var/lib/vllama/engines
 %systemd_preun vllamad.socket vllamad.service
 
 %postun
-%systemd_postun_with_restart vllamad.service
+%systemd_postun vllamad.service
+
+%posttrans
+# Models stay loaded. Where that cannot be (it says why), they are loaded again. With a configuration that is refused
+# (78), the version before would be ended for nothing: it serves on.
+if systemctl --quiet is-active vllamad.service; then
+    vllamactl upgrade || [ $? -eq 78 ] || systemctl restart vllamad.service || :
+fi
 
 %files
 %dir /etc/{name}

@@ -20,6 +20,7 @@ from tests.systemd.service import ROOT
 from vllama import __version__
 
 EDITED = '[server]\nport = 11434\n\n[models]\nkeep_alive = "7m"\n'
+WRONG = EDITED.replace("7m", "long")
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +155,16 @@ def test_installed_upgraded_removed_and_purged(machine: PackagedService, package
     assert refused.returncode == 5 and "group vllama" in refused.stderr
     assert box.run("bash", "-c", ". /usr/share/bash-completion/completions/vllamactl; complete -p vllamactl").stdout
 
+    before, workers = machine.main_pid(), machine.ps()
+    box.write("/etc/vllama/config.toml", WRONG)
+    said = machine.dpkg("--install", "--force-confdef", "--force-confold", str(packages.second))
+    assert "models.keep_alive" in said and "the version before serves on" in said, said
+    assert machine.chat()["message"]["content"] and machine.entries("EVENT=daemon.taken_over") == []
     box.write("/etc/vllama/config.toml", EDITED)
-    before = machine.main_pid()
-    machine.dpkg("--install", "--force-confdef", "--force-confold", str(packages.second))
-    assert machine.main_pid() not in {0, before}, "an upgrade restarts it"
+    said = machine.dpkg("--install", "--force-confdef", "--force-confold", str(packages.second))
+    assert "took over from" in said and "kept tiny:latest" in said, said
+    assert machine.main_pid() == before and machine.show("NRestarts") == "0"
+    assert [one["pid"] for one in machine.ps()] == [one["pid"] for one in workers], "an upgrade unloads nothing"
     assert box.run("cat", "/etc/vllama/config.toml").stdout == EDITED
     assert NEW_DEFAULT in box.run("cat", "/etc/vllama/config.toml.dpkg-dist").stdout
     shown = json.loads(machine.ctl("ann", "--json", "config").stdout)["settings"]

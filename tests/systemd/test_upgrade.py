@@ -30,9 +30,10 @@ def test_an_upgrade_under_load_keeps_the_model_and_refuses_nobody(service: Servi
     service.wait("a zygote is warm again", lambda: len(service.leaves()) == len(leaves))
     assert before["pid"] in {one["pid"] for one in service.ps()}
     (taken,) = service.entries("EVENT=daemon.taken_over")[-1:]
-    assert taken["ENDED"] == "0" and taken["MODELS"] == "1"
+    said = dict(field.split("=") for field in taken["MESSAGE"].split() if "=" in field)
+    assert (said["models"], said["ended"]) == ("1", "0")
     figures.tell(
-        f"upgrade under load: the faces were away for {taken['AWAY_S']} s, {told['counts']['200']} answers, the "
+        f"upgrade under load: the faces were away for {said['away_s']} s, {told['counts']['200']} answers, the "
         f"longest took {told['longest_s']} s; the model's next answer took {took_s:.2f} s with its client's start"
     )
 
