@@ -64,12 +64,14 @@ from vllamad.gate.gate import Gate, ModelRules
 from vllamad.host.clock import RealClock
 from vllamad.host.logs import add_sink, event, set_level
 from vllamad.host.notify import SystemdNotifier, watchdog_interval_s
+from vllamad.host.page_cache import PosixPageCache
 from vllamad.host.signals import Signals
 from vllamad.host.succession import ask_successor
 from vllamad.http.server import HttpServer, make_app, use_policy
 from vllamad.http.services import Services
 from vllamad.hub.convert import GgufConverter
 from vllamad.hub.footprints import FootprintStore
+from vllamad.hub.load_times import LoadTimesFile
 from vllamad.hub.loaded import LoadedFile
 from vllamad.hub.pull import HuggingFaceHub
 from vllamad.hub.shapes import read_shape
@@ -90,6 +92,7 @@ from vllamad.process.child import PosixLauncher
 from vllamad.process.output import LineRing
 from vllamad.showing import Picture, health, summary
 from vllamad.supervisor.memory import DeviceMemory
+from vllamad.supervisor.starting import Loaders, Starting, WarmUp
 from vllamad.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("vllamad.daemon")
@@ -161,6 +164,9 @@ class Daemon:
         )
         self._engine = engine
         self._operations = Operations(self._clock)
+        self._page_cache = PosixPageCache(_available_bytes)
+        self._starting = Starting(loaders=Loaders(LoadTimesFile(places.state / "loaders.json")))
+        self._set_starting(settings)
         self._supervisor = Supervisor(
             self._clock,
             engine,
@@ -170,6 +176,7 @@ class Daemon:
             worker_limits(settings),
             lambda: LineRing(settings.engine.log_lines),
             Rules(is_on=settings.scheduler.sleep == "auto"),
+            self._starting,
         )
         self._sizing = Sizing(
             engine,
@@ -308,6 +315,7 @@ class Daemon:
         """Everything that may refuse to start, cheapest refusal first. Whoever can ask finds every model: they are
         known before the port is open, and requests wait at the gate for the rest."""
         await self._catalog.load()
+        await self._starting.loaders.recall()
         await self._http.start()
         self._killed = await self._launcher.kill_leftovers()
         await asyncio.to_thread(self._supervisor.clean_up, self._handed.workers if self._handed else ())
@@ -480,6 +488,7 @@ class Daemon:
         while True:
             await self._look_at_disk()
             await self._restoring.note()
+            await self._starting.loaders.keep()
             await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _keep_watch(self) -> None:
@@ -528,6 +537,7 @@ class Daemon:
         self._keep_zygote()
         self._sizing.forget()
         self._supervisor.use(worker_limits(settings))
+        self._set_starting(settings)
         self._hub.use(settings.models.hub_endpoint, settings.models.hub_token, settings.models.pull_workers)
         self._catalog.use_aliases(dict(settings.models.aliases))
         use_policy(self._web, self._services, policy(settings, self._sockets))
@@ -624,6 +634,10 @@ class Daemon:
     def _engine_options(self, settings: Settings) -> EngineOptions:
         return engine_options(settings, self._python, self._loaded.places.cache, self._environ)
 
+    def _set_starting(self, settings: Settings) -> None:
+        self._starting.page_cache = self._page_cache if settings.engine.prefetch else None
+        self._starting.warm_up = WarmUp(settings.engine.warm_up)
+
     def _configured(self, model: Model) -> Model:
         return configured(self._settings, model)
 
@@ -666,6 +680,11 @@ async def _started(
     task = tasks.create_task(run(started), name=name)
     await started.wait()
     return task
+
+
+def _available_bytes() -> int:
+    """Memory that is to be had now, within every limit around us; 0 where the kernel does not tell."""
+    return sum(one.free_bytes for one in CpuProbe().read_now())
 
 
 def _resident_bytes() -> int:

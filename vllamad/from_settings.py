@@ -34,6 +34,7 @@ def engine_options(settings: Settings, python: Path, cache: Path, environ: Mappi
         cpu_kv_bytes=engine.cpu_kv_bytes,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         zygote=engine.zygote,
+        fast_loaders=engine.fast_loaders,
         sleep=settings.scheduler.sleep == "auto",
         enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
         cpu_count=len(os.sched_getaffinity(0)),

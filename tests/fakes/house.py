@@ -166,9 +166,9 @@ class HouseEngine(FakeEngine):
 
     place = EnginePlace()
 
-    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace, loader: str = "") -> Command:
         self.place = place
-        return super().command(model, places, place)
+        return super().command(model, places, place, loader)
 
     def connect(self, socket: Path) -> EngineClient:
         return HouseClient(cast(HouseChild, self._launcher.last))

@@ -12,6 +12,7 @@ from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.footprint import EngineSettings
 from vllamad.domain.handover import HandedChild
+from vllamad.domain.loaders import Loader
 from vllamad.domain.model import Adapter, Model, ModelFile, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.placement import Demand, Need
@@ -127,6 +128,9 @@ class FakeClient:
     async def canary(self) -> None:
         await self._switch("canary")
 
+    async def warm_up(self) -> None:
+        await self._switch("warm-up")
+
     async def _switch(self, what: str) -> None:
         self.asked.append(what)
         await self.child.switches.wait()
@@ -238,6 +242,8 @@ class FakeEngine:
         self._launcher = launcher
         self.clients: list[FakeClient] = []
         self.places: list[EnginePlace] = []
+        self.loader_names: tuple[Loader, ...] = (Loader("", "fake 1.0"),)
+        self.loaded_by: list[str] = []
 
     async def version(self) -> EngineVersion:
         return EngineVersion("/usr/bin/true", "fake", "1.0", "cpu")
@@ -251,7 +257,11 @@ class FakeEngine:
     def memory_settings(self, model: Model) -> EngineSettings:
         return EngineSettings(device="cpu", is_eager=True)
 
-    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
+    def loaders(self, model: Model) -> tuple[Loader, ...]:
+        return self.loader_names
+
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace, loader: str = "") -> Command:
+        self.loaded_by.append(loader)
         self.places.append(place)
         return Command(["true"], {}, Path("/"), model.name)
 

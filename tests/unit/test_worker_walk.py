@@ -19,6 +19,7 @@ from vllamad.domain.worker import (
 )
 
 MAX_LEASES = 2
+STARTING_KINDS = (Kind.HEALTHY, Kind.UNHEALTHY, Kind.SPAWN_FAILED, Kind.LOADER_FAILED)
 WISHES = (Kind.START, Kind.STOP, Kind.SUSPEND)
 
 
@@ -32,7 +33,7 @@ def possible(record: WorkerRecord) -> list[Event]:
         events.append(Event(Kind.LEADER_EXITED, now))
     match record.state:
         case State.STARTING:
-            events += [Event(kind, now) for kind in (Kind.HEALTHY, Kind.UNHEALTHY, Kind.SPAWN_FAILED)]
+            events += [Event(kind, now) for kind in STARTING_KINDS]
         case State.READY:
             events += [Event(Kind.UNHEALTHY, now), Event(Kind.RETURNED, now), Event(Kind.STABLE, now)]
             if record.leases < MAX_LEASES:

@@ -279,6 +279,31 @@ class Engine:
         "Models load in seconds instead of half a minute, for half a GiB of memory that all engines share. On CUDA it "
         "is off until it has been tried there; on: try it, engines that cannot be forked are started as usual.",
     )
+    prefetch: bool = row(
+        Boolean(),
+        True,
+        "Have weights read into the page cache while an engine starts.",
+        "A disk that is asked for all of them at once gives more than one that is asked page by page. Left out where "
+        "they are more than half of the memory that is available.",
+        effect=Effect.AT_LOAD,
+    )
+    warm_up: str = row(
+        Choice("before-ready", "after-ready", "off"),
+        "after-ready",
+        "When a loaded model answers a first short question of nobody's, so that the first of somebody is not slow.",
+        "before-ready: a load takes longer by it. after-ready: only while nobody asks, so that a request that waited "
+        "for the load does not wait for this too. The engine counts these questions among its requests.",
+        effect=Effect.AT_LOAD,
+    )
+    fast_loaders: bool = row(
+        Boolean(),
+        True,
+        "Try quicker ways to read weights, where their packages are installed beside the engine.",
+        "runai-model-streamer; on CUDA also fastsafetensors and instanttensor. Each is tried once with every model, "
+        "then the one that took least is kept; one that an engine does not start with is left out. --load-format in "
+        "args wins.",
+        effect=Effect.AT_LOAD,
+    )
     start_timeout_s: float = row(
         Duration(can_be_zero=False),
         600.0,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vllamad.domain.footprint import EngineSettings, Footprint
 from vllamad.domain.handover import HandedChild
+from vllamad.domain.loaders import Loader
 from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
@@ -148,6 +149,23 @@ class Launcher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Prefetched:
+    """What was asked for of a model's weights; ``why`` says what it ended at, "" if all of them were."""
+
+    count_bytes: int
+    why: str = ""
+
+
+class PageCache(Protocol):
+    """The kernel's copies of files in memory."""
+
+    async def prefetch(self, folder: Path) -> Prefetched:
+        """Have the weights in a model's folder read, unless they are more than the machine has room for. Returns when
+        all of it was asked for; cancelling ends it there. A disk that fails is told in the answer."""
+        ...
+
+
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +215,8 @@ class EngineVersion:
     hint: str = ""
     torch_cuda: str = ""
     """The CUDA that its torch was built for, like "12.8"; "" for a CPU build."""
+    extras: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    """Versions of the packages beside it that it can make use of, by distribution: those that are installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +354,12 @@ class EngineClient(Protocol):
         neither: then nobody could tell, and it should not sleep."""
         ...
 
+    async def warm_up(self) -> None:
+        """Have it do once what it does slowly the first time: a short question of each kind that it answers, with a
+        draw among probable tokens and their probabilities. Its answers mean nothing. Raises ENGINE_DIED if it does not
+        answer in 5 minutes, or none of them."""
+        ...
+
     async def close(self) -> None:
         """Close every connection; streams that are open break."""
         ...
@@ -359,9 +385,14 @@ class Engine(Protocol):
         """What of its settings for a model changes how much memory it takes. Only after ``version()`` has answered."""
         ...
 
-    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
-        """The command line and environment that serve ``model`` on ``places.socket``. Raises ENGINE_START_FAILED if
-        ``engine.python`` is known to be unusable."""
+    def loaders(self, model: Model) -> tuple[Loader, ...]:
+        """The ways in which it can read a model's weights here, its own first; more than one only where there is a
+        choice. Raises as ``command``."""
+        ...
+
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace, loader: str = "") -> Command:
+        """The command line and environment that serve ``model`` on ``places.socket``, its weights read by ``loader``
+        (its name, see ``loaders``). Raises ENGINE_START_FAILED if ``engine.python`` is known to be unusable."""
         ...
 
     def read_phase(self, line: str) -> LoadStep | None:
@@ -496,6 +527,19 @@ class Footprints(Protocol):
 
     def record(self, key: str, footprint: Footprint, *, model: str = "", engine_version: str = "") -> None:
         """Keep a measurement, in place of an earlier one; names are for people."""
+        ...
+
+
+class LoadTimes(Protocol):
+    """What loaders were seen to take, by model and loader; see ``domain.loaders.Seen``. Synchronous: callers run it in
+    a thread."""
+
+    def load(self) -> dict[str, dict[str, float | None]]:
+        """Everything that was recorded; nothing if it cannot be read (the log says so)."""
+        ...
+
+    def record(self, seen: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Replace what was recorded. What cannot be written is said in the log."""
         ...
 
 

@@ -80,6 +80,7 @@ class Kind(StrEnum):
     CALL_FAILED = "CallFailed"
     DEADLINE = "Deadline"
     LEADER_EXITED = "LeaderExited"
+    LOADER_FAILED = "LoaderFailed"
     TREE_GONE = "TreeGone"
     MEMORY_BACK = "MemoryBack"
 
@@ -396,6 +397,11 @@ def _leader_exited(record: WorkerRecord, event: Event, max_attempts: int) -> Ste
     return _faulted(down, event, max_attempts), effects
 
 
+def _start_otherwise(record: WorkerRecord, _event: Event, _max: int) -> Step:
+    """The leader exited, and a way to load that was only tried is to blame: no fault, it is wanted again at once."""
+    return replace(record, state=State.KILLING, leases=0), (Effect.KILL,)
+
+
 def _faulted(record: WorkerRecord, event: Event, max_attempts: int) -> WorkerRecord:
     attempts = min(record.attempts + 1, max_attempts)
     return replace(
@@ -454,6 +460,7 @@ _TABLE: dict[tuple[State, Kind], Rule] = {
     (State.STARTING, Kind.STOP): _give_up_starting,
     (State.STARTING, Kind.UNHEALTHY): _unhealthy_starting,
     (State.STARTING, Kind.SPAWN_FAILED): _spawn_failed,
+    (State.STARTING, Kind.LOADER_FAILED): _start_otherwise,
     (State.READY, Kind.LEASED): _leased,
     (State.READY, Kind.RETURNED): _returned,
     (State.READY, Kind.STABLE): _stable,

@@ -20,6 +20,7 @@ from vllamad.domain.model import Adapter
 from vllamad.engine.connection import HOST, Connection, IdleConnections, request_head
 from vllamad.engine.sleep import SleepSwitch
 from vllamad.engine.stream import UdsEngineStream
+from vllamad.engine.warming import warm_up
 
 BASE = f"http://{HOST}"
 HEALTH_DEADLINE_S = 5.0
@@ -154,6 +155,10 @@ class UdsEngineClient:
     async def canary(self) -> None:
         """See ``EngineClient.canary``."""
         await self._switch.canary()
+
+    async def warm_up(self) -> None:
+        """See ``EngineClient.warm_up``."""
+        await warm_up(self.open)
 
     async def connect(self, path: str, headers: Mapping[str, str] | None = None) -> "UdsEngineSocket":
         """See ``EngineClient.connect``."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.footprint import EngineSettings
+from vllamad.domain.loaders import Loader
 from vllamad.domain.model import Capability, Model
-from vllamad.domain.ports import NO_PLACE, Command, EnginePlace, WorkerPlaces
+from vllamad.domain.ports import NO_PLACE, Command, EnginePlace, EngineVersion, WorkerPlaces
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 """Unlike the ``vllm`` script it works for every distribution of vLLM; it never forks further API servers."""
@@ -56,6 +57,14 @@ SHARED_CORES = 16
 
 QUANTIZATIONS: Mapping[str, tuple[str, ...]] = {"cuda": ("fp8",)}
 """By device: what the engine does to 16-bit weights while it loads them, without calibration."""
+
+FAST_LOADERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "runai_streamer": ("runai-model-streamer", ("cuda", "cpu")),
+    "fastsafetensors": ("fastsafetensors", ("cuda",)),
+    "instanttensor": ("instanttensor", ("cuda",)),
+}
+"""By ``--load-format``: the package that has to be installed beside the engine, and the devices that it loads to. They
+read safetensors only (vLLM 0.32, ``weight_utils.py``)."""
 
 _NUMBER = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[kKmM]?)")
 _UNITS: Mapping[str, int] = {"": 1, "k": 10**3, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
@@ -100,6 +109,8 @@ class EngineOptions:
     """Fork engines from a process that has imported vLLM: "on", "off", or "auto" for on CPU only."""
     sleep: bool = False
     """Have engines able to sleep, where they can: on CUDA."""
+    fast_loaders: bool = False
+    """Try other ways to read weights, where their packages are installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +133,10 @@ def build_command(
     places: WorkerPlaces,
     device: str,
     place: EnginePlace = NO_PLACE,
+    loader: str = "",
 ) -> Command:
-    """The command that serves ``model`` on ``device`` ("cpu" or "cuda"), on the GPUs of ``place``. Raises
-    ENGINE_START_FAILED if a socket's path is longer than the kernel takes."""
+    """The command that serves ``model`` on ``device`` ("cpu" or "cuda"), on the GPUs of ``place``, its weights read by
+    one of ``loaders_for``. Raises ENGINE_START_FAILED if a socket's path is longer than the kernel takes."""
     _check_places(model, places)
     is_cpu = device == "cpu"
     argv = [str(options.python), "-m", ENTRY]
@@ -135,6 +147,8 @@ def build_command(
     argv += _device_flags(options, chosen, place, is_cpu=is_cpu)
     if chosen.max_num_seqs:
         argv += ["--max-num-seqs", str(chosen.max_num_seqs)]
+    if loader:
+        argv += ["--load-format", loader]
     argv += chosen.args
     late = _late_environment(model, places, place, has_adapters=bool(chosen.adapter_rank))
     environment = _environment(options, late, device)
@@ -153,6 +167,31 @@ def zygote_command(options: EngineOptions, device: str) -> Command | None:
 def _has_zygote(options: EngineOptions, device: str) -> bool:
     # On CUDA it awaits a run: nothing that is imported may touch the driver in a way that a fork does not survive.
     return options.zygote == "on" or (options.zygote == "auto" and device == "cpu")
+
+
+def loaders_for(
+    options: EngineOptions, chosen: ModelOptions, model: Model, version: EngineVersion
+) -> tuple[Loader, ...]:
+    """The ways to read the model's weights, the engine's own first. It stays alone where the user has chosen, where
+    files are not plain safetensors, and where the engine does more with weights than to read them once: it quantises
+    them, or sleeps at a level from which it reads them again."""
+    engine = f"{version.distribution} {version.version}"
+    own = Loader("", engine)
+    names = [file.path for file in model.files]
+    is_plain = any(name.endswith(".safetensors") for name in names) and not any(
+        name.startswith("consolidated") for name in names
+    )
+    is_chosen = any(_given(chosen.args, flag) for flag in ("--load-format", "--model-loader-extra-config"))
+    is_more = bool(model.recipe.quantize or _given(chosen.args, "--quantization")) or (
+        options.sleep and version.device == "cuda"
+    )
+    if not options.fast_loaders or not is_plain or is_chosen or is_more:
+        return (own,)
+    return own, *(
+        Loader(name, f"{version.extras[package]}, {engine}")
+        for name, (package, devices) in FAST_LOADERS.items()
+        if package in version.extras and version.device in devices
+    )
 
 
 def identity_of(model: Model, chosen: ModelOptions) -> str:

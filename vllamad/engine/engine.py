@@ -6,6 +6,7 @@ from pathlib import Path
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.footprint import EngineSettings
+from vllamad.domain.loaders import Loader
 from vllamad.domain.model import Model
 from vllamad.domain.ports import Command, EnginePlace, EngineVersion, LoadStep, Taken, WorkerPlaces
 from vllamad.engine.client import UdsEngineClient
@@ -16,6 +17,7 @@ from vllamad.engine.command import (
     build_command,
     identity_of,
     inherited_environment,
+    loaders_for,
     memory_settings,
     zygote_command,
 )
@@ -59,10 +61,14 @@ class VllmEngine:
         """See ``Engine.memory_settings``. Raises ENGINE_START_FAILED if there is no usable engine."""
         return memory_settings(self._options, self._for_model(model), model, self._usable(model).device)
 
-    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace) -> Command:
+    def loaders(self, model: Model) -> tuple[Loader, ...]:
+        """See ``Engine.loaders``. ``version()`` has to have answered before."""
+        return loaders_for(self._options, self._for_model(model), model, self._usable(model))
+
+    def command(self, model: Model, places: WorkerPlaces, place: EnginePlace, loader: str = "") -> Command:
         """See ``Engine.command``. ``version()`` has to have answered before: it tells what to run on."""
         device = self._usable(model).device
-        return build_command(self._options, self._for_model(model), model, places, device, place)
+        return build_command(self._options, self._for_model(model), model, places, device, place, loader)
 
     def zygote(self) -> Command | None:
         """What engines here are forked from; None where they are not, or there is no usable engine. Only after

@@ -36,10 +36,11 @@ _STEPS: tuple[tuple[re.Pattern[str], Reading], ...] = (
     (re.compile(r"Initializing a V1 LLM engine"), _step("engine", 0.6)),
     (re.compile(r"\] Starting to load model "), _step("weights", 0.65)),
     (
-        re.compile(r"^Loading .*shards: +(?P<percent>\d+)%(?:[^|]*\|+ *(?P<count>\d+/\d+))?"),
+        re.compile(r"^Loading .*(?:shards|Streamer|loader): +(?P<percent>\d+)%(?:[^|]*\|+ *(?P<count>\d+/\d+))?"),
         _share("weights", 0.65, 0.8),
     ),
     (re.compile(r"\] Loading weights took "), _step("weights", 0.8)),
+    (re.compile(r"\] Model loading took "), _step("loaded", 0.81)),
     (re.compile(r"\] .*(?:Dynamo bytecode transform time|Compiling a graph|torch\.compile )"), _step("compile", 0.82)),
     (
         re.compile(r"^Capturing CUDA graphs.*?: +(?P<percent>\d+)%(?:[^/]*?(?P<count>\d+/\d+))?"),

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Child, Command, EngineVersion, Launcher
-from vllamad.engine.command import ENTRY
+from vllamad.engine.command import ENTRY, FAST_LOADERS
 
 PROBE_DEADLINE_S = 20.0
 """An interpreter on a cold disk needs some seconds; one that hangs is broken."""
@@ -36,6 +36,12 @@ if torch is not None and torch.origin is not None:
     # Its own file of versions, read and not run: importing torch takes seconds.
     text = pathlib.Path(torch.origin).with_name("version.py").read_text()
     found["torch_cuda"] = (re.findall(r"^cuda\\b[^=\\n]*=[^0-9\\n]*([0-9.]+)", text, re.M) or [""])[0]
+found["extras"] = {{}}
+for name in {[package for package, _devices in FAST_LOADERS.values()]!r}:
+    try:
+        found["extras"][name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
 spec = util.find_spec("vllm")
 entry = pathlib.Path(*{ENTRY.split(".")[1:]!r}).with_suffix(".py")
 found["has_entry"] = spec is not None and spec.origin is not None and (
@@ -126,7 +132,7 @@ class EngineProbe:
             await child.kill_tree()
 
     def _read(self, answer: str) -> EngineVersion:
-        found = cast("dict[str, str | bool]", json.loads(answer))
+        found = cast("dict[str, Any]", json.loads(answer))
         distribution, version = str(found.get("distribution", "")), str(found.get("version", ""))
         if not version:
             return self._unusable(f"{self._python} (Python {found['python']}) has no vllm")
@@ -134,7 +140,8 @@ class EngineProbe:
             problem = f"{distribution} {version} has no module {ENTRY}"
             return self._unusable(problem, "install vllm 0.32 or 0.33 there", distribution, version)
         torch_cuda = str(found.get("torch_cuda", ""))
-        return EngineVersion(str(self._python), distribution, version, torch_cuda=torch_cuda)
+        extras = {str(name): str(number) for name, number in found.get("extras", {}).items()}
+        return EngineVersion(str(self._python), distribution, version, torch_cuda=torch_cuda, extras=extras)
 
     def _unusable(self, problem: str, hint: str = "", distribution: str = "", version: str = "") -> EngineVersion:
         hint = hint or "vllamactl engine install, then restart vllamad; or set engine.python to one that has vllm"

@@ -20,6 +20,7 @@ from vllamad.domain.breaker import STABLE_S
 from vllamad.domain.budget import gib
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.handover import HandedChild, HandedWorker
+from vllamad.domain.loaders import Loader
 from vllamad.domain.model import Model
 from vllamad.domain.ports import (
     Child,
@@ -28,12 +29,14 @@ from vllamad.domain.ports import (
     EngineClient,
     EnginePlace,
     Launcher,
+    PageCache,
     Taken,
     WorkerPlaces,
 )
 from vllamad.domain.worker import Kind, State
 from vllamad.host.logs import event
 from vllamad.supervisor.memory import HOST, MEMORY_SLACK_BYTES, DeviceMemory
+from vllamad.supervisor.starting import Starting, WarmUp
 
 log = logging.getLogger("vllamad.worker")
 
@@ -49,6 +52,8 @@ READY_MEASURE_INTERVAL_S = 30.0
 TAKE_OVER_TRIES = 3
 """Health checks that an engine which was handed over may miss; each takes up to 5 s."""
 MEMORY_POLL_S = 0.25
+WARM_UP_PAUSE_S = 0.2
+"""How long those who waited for a worker have the first word, before it is given a request that is nobody's."""
 SLEEP_LOOKS = 40
 """Ten seconds for a driver to show what an engine gave up, as for one that has ended."""
 
@@ -65,6 +70,7 @@ class World:
     launcher: Launcher
     memory: DeviceMemory
     """Asked whether memory has returned."""
+    starting: Starting
     spawn_task: Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
@@ -123,6 +129,10 @@ class Incarnation:
         """What the engine said that it took."""
         self.cache_usage = 0.0
         """How much of its cache requests filled at the last look, 0 to 1; 0 while there are none."""
+        self.loader = Loader("", "")
+        """What its weights are read with."""
+        self.has_choice = False
+        """There were several to choose from."""
         self.client: EngineClient | None = None
         self.spawned_at = world.clock.now()
         # Socket paths are limited to 107 bytes: the folder's name is short and says nothing.
@@ -135,6 +145,8 @@ class Incarnation:
         self._owner = owner
         self._child: Child | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._warming: asyncio.Task[None] | None = None
+        self._prefetching: asyncio.Task[None] | None = None
         self._is_asking = False
         self._measure = asyncio.Event()
 
@@ -157,7 +169,8 @@ class Incarnation:
         try:
             shutil.rmtree(self._places.folder, ignore_errors=True)
             self._places.folder.mkdir(mode=0o700, parents=True)
-            command = self._world.engine.command(self._model, self._places, self._place)
+            self.loader, self.has_choice = self._choose_loader()
+            command = self._world.engine.command(self._model, self._places, self._place, self.loader.name)
             command = replace(command, memory_limit_bytes=self._place.host_limit_bytes)
             self._child = self._world.launcher.spawn(command, self._owner.said)
         except (VllamaError, OSError) as error:
@@ -167,6 +180,8 @@ class Incarnation:
             return
         self.client = self._world.engine.connect(self._places.socket)
         self._watch(self._child, self.client, is_up=False)
+        if self._world.starting.page_cache is not None:
+            self._prefetching = self._run(partial(self._prefetch, self._world.starting.page_cache), "prefetch")
 
     async def take_over(self, handed: HandedWorker) -> None:
         """Go on with an engine that a daemon before us has started, and watch it. Raises ENGINE_DIED if it is not there
@@ -197,11 +212,14 @@ class Incarnation:
 
     def terminate(self) -> None:
         """SIGTERM to the tree. Streams to it must be closed before: with some open, the engine waits for their ends."""
+        self._end_warm_up()
+        self._end_prefetch()
         if self._child is not None:
             self._child.terminate()
 
     def kill(self) -> None:
         """SIGKILL to the tree; TreeGone is told when no process of it is left."""
+        self._end_prefetch()
         self._run(self._kill_tree, "kill")
 
     def release(self) -> None:
@@ -210,6 +228,7 @@ class Incarnation:
 
     def suspend(self, level: int) -> None:
         """Put the engine to sleep; SuspendDone is told when its memory has gone down, or CallFailed."""
+        self._end_warm_up()
         self._run(partial(self._suspend, level), "suspend")
 
     def resume(self) -> None:
@@ -258,9 +277,16 @@ class Incarnation:
     async def _watch_load(self, client: EngineClient) -> None:
         while not await client.is_healthy():  # noqa: ASYNC110 - the engine is asked; nothing tells
             await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
-        self.context_length = await client.context_length()
+        self._end_prefetch()
+        context_length = await client.context_length()
+        warm_up = self._world.starting.warm_up
+        if warm_up is WarmUp.BEFORE_READY:
+            await asyncio.wait([self._begin_warm_up(client, 0.0)])
+        self.context_length = context_length
         self._tell(Kind.HEALTHY)
         self._measure.set()
+        if warm_up is WarmUp.AFTER_READY:
+            self._begin_warm_up(client, WARM_UP_PAUSE_S)
         await self._watch_health(client)
 
     async def _watch_health(self, client: EngineClient) -> None:
@@ -277,6 +303,44 @@ class Incarnation:
                     self._tell(Kind.UNHEALTHY, detail=f"no answer to {misses} health checks in a row")
         finally:
             stable.cancel()
+
+    def _begin_warm_up(self, client: EngineClient, pause_s: float) -> asyncio.Task[None]:
+        self._warming = self._run(partial(self._warm_up, client, pause_s), "warm-up")
+        return self._warming
+
+    async def _warm_up(self, client: EngineClient, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        if self._owner.is_busy:
+            return  # somebody's own request does it
+        begun_at = self._world.clock.now()
+        try:
+            await client.warm_up()
+        except VllamaError as error:  # no reason to stop it: whether it lives, its health says
+            event(log, logging.WARNING, "worker.cold", worker=self._name, why=error.message)
+            return
+        spent = round(self._world.clock.now() - begun_at, 3)
+        event(log, logging.INFO, "worker.warm", worker=self._name, s=spent)
+
+    def _end_warm_up(self) -> None:
+        if self._warming is not None:
+            self._warming.cancel()
+
+    async def _prefetch(self, page_cache: PageCache) -> None:
+        begun_at = self._world.clock.now()
+        done = await page_cache.prefetch(Path(self._model.path))
+        spent = round(self._world.clock.now() - begun_at, 3)
+        facts = {"why": done.why} if done.why else {}
+        event(log, logging.INFO, "worker.prefetch", worker=self._name, bytes=done.count_bytes, s=spent, **facts)
+
+    def _end_prefetch(self) -> None:
+        if self._prefetching is not None:
+            self._prefetching.cancel()
+
+    def _choose_loader(self) -> tuple[Loader, bool]:
+        """The loader, and whether there were several. Raises as ``Engine.command``."""
+        engine = self._world.engine
+        loaders = engine.loaders(self._model)
+        return self._world.starting.loaders.choose(engine.identity(self._model), loaders), len(loaders) > 1
 
     async def _look_at_cache(self, client: EngineClient) -> float:
         try:
@@ -383,10 +447,11 @@ class Incarnation:
     def _tell(self, kind: Kind, cause: Reason | None = None, detail: str = "") -> None:
         self._owner.happened(self.number, kind, cause, detail)
 
-    def _run(self, work: Work, what: str) -> None:
+    def _run(self, work: Work, what: str) -> asyncio.Task[None]:
         task = self._world.spawn_task(self._guarded(work, what), f"{self._name}/{what}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, work: Work, what: str) -> None:
         try:

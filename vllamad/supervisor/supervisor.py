@@ -31,6 +31,7 @@ from vllamad.supervisor.incarnation import World
 from vllamad.supervisor.limits import WorkerLimits
 from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.sleeping import Ladder
+from vllamad.supervisor.starting import Starting
 from vllamad.supervisor.worker import WorkerDeps, WorkerHandle, WritableRing, folder_name
 
 log = logging.getLogger("vllamad.supervisor")
@@ -64,6 +65,7 @@ class Supervisor:
         limits: WorkerLimits,
         new_ring: Callable[[], WritableRing],
         rules: Rules | None = None,
+        starting: Starting | None = None,
     ) -> None:
         self.on_change: Callable[[WorkerHandle], None] = lambda _handle: None
         self.on_measured: Callable[[WorkerHandle], Awaitable[None]] = _ignored
@@ -81,7 +83,7 @@ class Supervisor:
         self._next_change = asyncio.Event()
         self._asked: asyncio.Queue[asyncio.Event] = asyncio.Queue()
         self._deps = WorkerDeps(
-            World(clock, engine, launcher, memory, self._spawn_task),
+            World(clock, engine, launcher, memory, starting or Starting(), self._spawn_task),
             folder,
             limits,
             self._changed,

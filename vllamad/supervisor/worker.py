@@ -63,6 +63,9 @@ LINGER_S = 1.0
 """How long it stays at least while requests wait for it, also with a keep-alive of nothing: the gate may pause for a
 moment before it grants them."""
 
+WEIGHTS = "weights"
+"""The phase of a load in which the engine reads them."""
+
 GAP_WEIGHT = 0.3
 """Of the newest gap between two requests in their usual gap: a handful of them makes it."""
 
@@ -152,6 +155,9 @@ class WorkerHandle:
         self._number = number
         self._load = LoadStep("starting", 0.0)
         self._load_s = 0.0
+        self._weights_since = 0.0
+        self._weights_s = 0.0
+        """What its engine took to read the weights, by what it said; 0 if it did not say."""
         self._start_time = 0.0
         self._said_before = 0
         """The number of the last line in the ring that an earlier life wrote."""
@@ -518,7 +524,9 @@ class WorkerHandle:
             return
         if kind in _SLEEP_FAULTS and self.state in {State.SUSPENDING, State.RESUMING}:
             self._sleep_failed(detail)
-        if kind is not Kind.CALL_FAILED:  # which says nothing of one that is being stopped
+        if kind is Kind.LEADER_EXITED and self._blames_loader(self._life, detail):
+            kind = Kind.LOADER_FAILED
+        elif kind is not Kind.CALL_FAILED:  # which says nothing of one that is being stopped
             self._fault = self._fault or detail
         self.post(kind, cause, incarnation)
 
@@ -537,8 +545,27 @@ class WorkerHandle:
                 self._life.taken |= taken
             load = self._deps.world.engine.read_phase(line)
             if load is not None and load.fraction >= self._load.fraction:
+                self._note_weights(self._load.phase, load.phase)
                 self._load = load
                 self._deps.on_change(self)
+
+    def _note_weights(self, before: str, now: str) -> None:
+        if before != WEIGHTS and now == WEIGHTS:
+            self._weights_since = self._clock.now()
+        elif before == WEIGHTS and now != WEIGHTS:
+            self._weights_s = self._clock.now() - self._weights_since
+
+    def _blames_loader(self, life: Incarnation, detail: str) -> bool:
+        """An engine ended before it was ready, with a loader that was only tried: it is not tried again with this
+        model. True if the engine's own way of loading is tried at once; what was a crash before goes on as one."""
+        if self.state is not State.STARTING or not life.loader.name:
+            return False
+        self._deps.world.starting.loaders.failed(self.key, life.loader)
+        self._deps.decided(
+            f"{self.model.name} is loaded without {life.loader.name} from now on: with it, its engine was never ready "
+            f"({detail})"
+        )
+        return self.record.attempts == 0
 
     async def measured(self) -> None:
         """See ``Owner``."""
@@ -554,6 +581,8 @@ class WorkerHandle:
         if record.state is State.READY and before.state is State.STARTING and self._life is not None:
             self._load_s = self.load_cost_s = self._clock.now() - self._life.spawned_at
             self._load = LoadStep("ready", 1.0)
+            if self._weights_s and self._life.has_choice:
+                self._deps.world.starting.loaders.took(self.key, self._life.loader, self._weights_s)
             self._ready_since = self._clock.now()
         if record.state in _LOADED_OR_GONE:
             self._deps.memory.end_load(self.holder)
@@ -649,6 +678,8 @@ class WorkerHandle:
         if deadline is Deadline.START:
             limit = self._deps.limits.start_s
             self._fault = self._fault or f"not ready after {limit:g} s (last phase: {self._load.phase})"
+            if self._life is not None:
+                self._blames_loader(self._life, self._fault)
         self.post(Kind.DEADLINE, incarnation=incarnation)
 
     def _sleep_failed(self, why: str) -> None:
@@ -714,6 +745,7 @@ class WorkerHandle:
         self._start_time = self._clock.time()
         self._said_before = max((line.number for line in self.ring.tail(1)), default=0)
         self._load = LoadStep("starting", 0.0)
+        self._weights_s = 0.0
         self._fault = ""
         self._life = self._new_life(self.record.incarnation)
         self._life.start()
