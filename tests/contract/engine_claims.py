@@ -329,7 +329,16 @@ async def _until_running(engine: Running, count: int) -> None:
 
 Claim = Callable[[Running], Any]
 
+
+async def a_warm_up_is_answered_and_leaves_no_trace(engine: Running) -> None:
+    await engine.client.warm_up()
+    await engine.client.warm_up()
+    assert await engine.client.is_healthy()
+    assert await engine.client.cache_usage() == 0.0
+
+
 CLAIMS: tuple[Claim, ...] = (
+    a_warm_up_is_answered_and_leaves_no_trace,
     loading_shows_steps_in_order,
     context_length_is_the_models,
     answers_make_sense_and_count_their_tokens,
@@ -501,6 +510,10 @@ async def one_that_pools_sleeps_too(engine: Reached) -> None:
         await engine.client.canary()
 
 
+async def one_that_pools_is_warmed_too(engine: Reached) -> None:
+    await engine.client.warm_up()
+
+
 POOLING_CLAIMS: tuple[Callable[[Reached], Any], ...] = (
     texts_become_vectors_of_length_one_in_their_order,
     base64_holds_the_same_numbers,
@@ -509,6 +522,7 @@ POOLING_CLAIMS: tuple[Callable[[Reached], Any], ...] = (
     any_number_of_texts_is_taken_but_none,
     dimensions_are_refused,
     nothing_is_generated,
+    one_that_pools_is_warmed_too,
 )
 """Claims about an engine that serves an encoder."""
 

@@ -65,6 +65,8 @@ class Daemon:
             "VLLAMA_ENGINE_DEVICE": "cpu",
             # The fake engine is up in a tenth of a second, and most tests want no process but those that they start.
             "VLLAMA_ENGINE_ZYGOTE": "off" if engine == FAKE_PYTHON else "auto",
+            # And most count what the fake was asked.
+            "VLLAMA_ENGINE_WARM_UP": "off" if engine == FAKE_PYTHON else "after-ready",
             "PYTHONWARNINGS": "default",
             **(environment or {}),
         }

@@ -50,6 +50,8 @@ class Faults:
     """Time between the first log line and readiness."""
     die_while_loading: bool = False
     """Print a traceback and exit 1 instead of getting ready."""
+    bad_loader: str = ""
+    """Die while loading with this one (``--load-format``)."""
     die_after: float = 0.0
     """Seconds from readiness to a sudden end; the core stays behind."""
     exit_0_on_crash: bool = False
@@ -125,8 +127,9 @@ class Faults:
 class FakeEngine:
     """One API server."""
 
-    def __init__(self, card: Card, faults: Faults, socket: Path) -> None:
+    def __init__(self, card: Card, faults: Faults, socket: Path, loader: str = "") -> None:
         self.card = card
+        self.loader = loader
         self.faults = faults
         self.socket = socket
         self.core = 0
@@ -175,7 +178,7 @@ class FakeEngine:
             await asyncio.sleep(self.faults.load_s / 3)
         sys.stderr.write("\n")
         log("Loading weights took 0.01 seconds", "EngineCore", self.core)
-        if self.faults.die_while_loading:
+        if self.faults.die_while_loading or (self.loader and self.loader == self.faults.bad_loader):
             log("EngineCore failed to start.", "EngineCore", self.core, level="ERROR")
             log("ValueError: No available memory for the cache blocks.", "EngineCore", self.core, level="ERROR")
             self.kill_core()
@@ -624,7 +627,8 @@ def serve(arguments: list[str]) -> None:
         default_tokens=faults.tokens,
         voice=faults.voice,
     )
-    asyncio.run(FakeEngine(card, faults, Path(options["--uds"][0])).run())
+    loader = options.get("--load-format", [""])[-1]
+    asyncio.run(FakeEngine(card, faults, Path(options["--uds"][0]), loader).run())
 
 
 def read_flags(arguments: list[str]) -> dict[str, list[str]]:

@@ -8,9 +8,9 @@ import pytest
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
-from vllamad.domain.model import Capability, Model, ModelDetails, Source, SourceKind
+from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Recipe, Source, SourceKind
 from vllamad.domain.names import ModelRef
-from vllamad.domain.ports import Command, EnginePlace, WorkerPlaces
+from vllamad.domain.ports import Command, EnginePlace, EngineVersion, WorkerPlaces
 from vllamad.engine.command import (
     GUARD,
     LATE,
@@ -18,6 +18,7 @@ from vllamad.engine.command import (
     EngineOptions,
     ModelOptions,
     build_command,
+    loaders_for,
     memory_settings,
     served_names,
     zygote_command,
@@ -30,7 +31,8 @@ OPTIONS = EngineOptions(Path("/engine/bin/python"), Path("/var/lib/vllama/cache"
 def make_model(name: str = "qwen3:0.6b", **more: Any) -> Model:
     defaults: dict[str, Any] = {"source": Source(SourceKind.HUB, "Qwen/Qwen3-0.6B")}
     defaults["details"] = ModelDetails(context_length=40960)
-    return Model(ModelRef.parse(name), "0" * 64, (), "/models/q", 0.0, **(defaults | more))
+    defaults |= {"files": (), "path": "/models/q"}
+    return Model(ref=ModelRef.parse(name), digest="0" * 64, modified_time=0.0, **(defaults | more))
 
 
 def build(
@@ -326,3 +328,77 @@ def test_the_engine_core_is_forked_only_where_the_model_runs_in_it() -> None:
         (OPTIONS, "cpu"),
     ):
         assert "VLLM_WORKER_MULTIPROC_METHOD" not in build(device, other).env
+
+
+# --- loaders ---------------------------------------------------------------------------------------------------------
+
+EXTRAS = {"runai-model-streamer": "0.17.0", "fastsafetensors": "0.5.0", "instanttensor": "0.2.2"}
+WITH_EXTRAS = EngineVersion("python", "vllm", "0.33.0", "cuda", extras=EXTRAS)
+FILES = (ModelFile("config.json", "0" * 64, 1), ModelFile("model-00001-of-00002.safetensors", "1" * 64, 1))
+
+
+def loader_names(
+    options: EngineOptions = OPTIONS,
+    chosen: ModelOptions | None = None,
+    version: EngineVersion = WITH_EXTRAS,
+    **model: Any,
+) -> list[str]:
+    model = {"files": FILES} | model
+    found = loaders_for(replace(options, fast_loaders=True), chosen or ModelOptions(), make_model(**model), version)
+    assert found[0].name == ""
+    return [loader.name for loader in found[1:]]
+
+
+def test_loaders_that_are_installed_and_fit_the_device() -> None:
+    assert loader_names() == ["runai_streamer", "fastsafetensors", "instanttensor"]
+    assert loader_names(version=replace(WITH_EXTRAS, device="cpu")) == ["runai_streamer"]
+    assert loader_names(version=replace(WITH_EXTRAS, extras={"instanttensor": "0.2.2"})) == ["instanttensor"]
+    assert loader_names(version=replace(WITH_EXTRAS, extras={})) == []
+
+
+def test_what_was_seen_of_a_loader_holds_for_its_version_and_the_engines() -> None:
+    options = replace(OPTIONS, fast_loaders=True)
+    own, runai, *_ = loaders_for(options, ModelOptions(), make_model(files=FILES), WITH_EXTRAS)
+    assert own.key == "default vllm 0.33.0"
+    assert runai.key == "runai_streamer 0.17.0, vllm 0.33.0"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("--load-format", "pt"), ("--load-format=auto",), ("--load_format", "dummy"), ("--quantization", "fp8"),
+     ("--model-loader-extra-config", "{}")],
+)  # fmt: skip
+def test_a_users_own_choice_is_not_competed_with(args: tuple[str, ...]) -> None:
+    assert loader_names(chosen=ModelOptions(args=args)) == []
+
+
+def test_loaders_only_where_weights_are_read_once_and_plainly() -> None:
+    assert loader_names(files=(ModelFile("model.bin", "1" * 64, 1),)) == []
+    assert loader_names(files=(*FILES, ModelFile("consolidated.safetensors", "1" * 64, 1))) == []
+    assert loader_names(recipe=Recipe(quantize="fp8")) == []
+    asleep = replace(OPTIONS, sleep=True)
+    assert loader_names(asleep) == [], "the second level of sleep reads them again"
+    assert loader_names(asleep, version=replace(WITH_EXTRAS, device="cpu")) == ["runai_streamer"]
+    off = loaders_for(replace(OPTIONS, fast_loaders=False), ModelOptions(), make_model(files=FILES), WITH_EXTRAS)
+    assert [loader.name for loader in off] == [""]
+
+
+def test_the_loader_is_named_before_the_users_flags() -> None:
+    chosen = ModelOptions(args=("--seed", "1"))
+    command = build_command(OPTIONS, chosen, make_model(), PLACES, "cuda", loader="fastsafetensors")
+    assert value(command, "--load-format") == "fastsafetensors"
+    assert command.argv.index("--load-format") < command.argv.index("--seed")
+    assert "--load-format" not in build().argv
+
+
+# --- what is kept between starts -------------------------------------------------------------------------------------
+
+
+def test_every_cache_lies_under_the_state_folder_and_is_the_same_for_all_models() -> None:
+    caches = ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH",
+              "FLASHINFER_WORKSPACE_BASE", "HF_HOME")  # fmt: skip
+    one, other = build("cuda").env, build("cuda", name="llama3:8b", path="/models/l").env
+    for name in caches:
+        assert Path(one[name]).is_relative_to(OPTIONS.cache_folder), name
+        # The engine keys what it keeps there by model, flags and versions; a folder for each would only hide it.
+        assert one[name] == other[name], name
