@@ -3,7 +3,7 @@
     daemon ── supervisor ── one branch per worker (exit, health, kill)
            ├─ operations ── one task per pull, create, load, unload
            ├─ zygotes ── one that keeps a process to fork engines from
-           ├─ engine probe, then the gate opens
+           ├─ engine probe, then the gate opens; on CPU a self-test, once
            ├─ housekeeping (status line, devices, orphans)
            ├─ records (what is loaded, room on the disk)
            ├─ watch (the service manager's watchdog), if there is one
@@ -35,7 +35,7 @@ from vllamad.control.operations import OperationsService
 from vllamad.control.server import ControlServer
 from vllamad.control.workers import WorkersService
 from vllamad.departure import Departure
-from vllamad.devices.cpu import CpuProbe
+from vllamad.devices.cpu import CpuProbe, processor_name
 from vllamad.devices.nvml import NvmlProbe
 from vllamad.domain.budget import MARGIN_SHARE
 from vllamad.domain.errors import VllamaError
@@ -44,9 +44,12 @@ from vllamad.domain.ladder import Rules
 from vllamad.domain.model import Model
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import EngineVersion
+from vllamad.domain.self_test import SelfTest, key_of
 from vllamad.domain.view import DeviceView
+from vllamad.domain.worker import State
 from vllamad.engine.command import EngineOptions, ModelOptions, identity_of
 from vllamad.engine.engine import VllmEngine
+from vllamad.engine.testing import run_self_test
 from vllamad.engine.version import EngineProbe
 from vllamad.from_settings import (
     configured,
@@ -74,6 +77,7 @@ from vllamad.hub.footprints import FootprintStore
 from vllamad.hub.load_times import LoadTimesFile
 from vllamad.hub.loaded import LoadedFile
 from vllamad.hub.pull import HuggingFaceHub
+from vllamad.hub.self_tests import SelfTestFile
 from vllamad.hub.shapes import read_shape
 from vllamad.hub.store import ModelStore
 from vllamad.hub.uploads import UploadFolder
@@ -86,6 +90,7 @@ from vllamad.models.sizing import Sizing, SizingRules
 from vllamad.models.taking_over import TakingOver
 from vllamad.operations.registry import Operations
 from vllamad.operations.reloading import Reloaded, Reloading
+from vllamad.operations.self_testing import SelfTesting
 from vllamad.operations.upgrading import Upgrade, Upgrading
 from vllamad.process import cgroup
 from vllamad.process.child import PosixLauncher
@@ -138,6 +143,7 @@ class Daemon:
         self._killed = 0
         """Processes of an earlier daemon's engines that had to be killed."""
         self._engine_version = EngineVersion(python="")
+        self._prefers_bfloat16: bool | None = None
         self._clock = RealClock(loop)
         self._notifier = SystemdNotifier(environ)
         self._signals = Signals(
@@ -250,6 +256,13 @@ class Daemon:
         )
         self._web = make_app(services, policy(settings, self._sockets))
         self._http = HttpServer(self._web, settings.server.host, settings.server.port, http or bound)
+        self._self_testing = SelfTesting(
+            self._clock,
+            SelfTestFile(places.state / "self-test.json"),
+            self._test_processor,
+            self._is_quiet,
+            self._heed,
+        )
         self._reconciling = Reconciling(self._catalog, self._supervisor, self._preload)
         self._reloading = Reloading(
             reread, self, self._notifier.reloading, lambda: self._notifier.ready(self._summary())
@@ -382,9 +395,37 @@ class Daemon:
             )
         self._keep_zygote()
         await self._look_at_devices()
+        key = self._self_test_key()
+        is_known = not key or await self._self_testing.recall(key)
         if self._handed is not None:
             await self._take_over(self._handed)
         self._gate.open()
+        if not is_known:
+            await self._self_testing.run(key)
+
+    def _self_test_key(self) -> str:
+        """What a self-test here would hold for; "" if there is nothing to find out."""
+        engine, version = self._settings.engine, self._engine_version
+        if not engine.self_test or engine.dtype != "auto" or self._engine.self_test() is None:
+            return ""
+        cores = len(os.sched_getaffinity(0))
+        return key_of(processor_name(), cores, f"{version.distribution} {version.version}")
+
+    async def _test_processor(self, key: str) -> SelfTest:
+        command = self._engine.self_test()
+        assert command is not None, "there is nothing to test"
+        return await run_self_test(self._launcher, command, key)
+
+    def _is_quiet(self) -> bool:
+        is_loading = any(view.state is State.STARTING for view in self._supervisor.views())
+        return not (self._gate.active or self._gate.waiting or is_loading)
+
+    def _heed(self, found: SelfTest) -> None:
+        """From the next load on; what is loaded serves on as it is."""
+        self._supervisor.decided(found.sentence)
+        self._prefers_bfloat16 = found.prefers_bfloat16
+        self._engine.use(self._engine_options(self._settings))
+        self._sizing.forget()
 
     def _keep_zygote(self) -> None:
         """Before anybody asks for a model: whoever asks now waits for it, and gets it sooner than without."""
@@ -462,6 +503,7 @@ class Daemon:
         self._state = "DRAINING"
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
         await self._departure.shut_down(settings.server.drain_s, longest)
+        await self._starting.loaders.keep()
 
     async def _look_at_disk(self) -> None:
         """A disk that fails is the store's business to tell; it is no reason to stop serving what is loaded."""
@@ -632,7 +674,8 @@ class Daemon:
         return self._loaded.settings
 
     def _engine_options(self, settings: Settings) -> EngineOptions:
-        return engine_options(settings, self._python, self._loaded.places.cache, self._environ)
+        cache = self._loaded.places.cache
+        return engine_options(settings, self._python, cache, self._environ, self._prefers_bfloat16)
 
     def _set_starting(self, settings: Settings) -> None:
         self._starting.page_cache = self._page_cache if settings.engine.prefetch else None

@@ -23,8 +23,11 @@ from vllamad.supervisor.limits import WorkerLimits
 # --- for all models --------------------------------------------------------------------------------------------------
 
 
-def engine_options(settings: Settings, python: Path, cache: Path, environ: Mapping[str, str]) -> EngineOptions:
-    """``python`` is the engine's interpreter, ``cache`` what engines may keep between starts, ``environ`` ours."""
+def engine_options(
+    settings: Settings, python: Path, cache: Path, environ: Mapping[str, str], prefers_bfloat16: bool | None = None
+) -> EngineOptions:
+    """``python`` is the engine's interpreter, ``cache`` what engines may keep between starts, ``environ`` ours;
+    ``prefers_bfloat16`` is what a self-test has shown of this CPU, None before there was one."""
     engine = settings.engine
     return EngineOptions(
         python=python,
@@ -38,7 +41,7 @@ def engine_options(settings: Settings, python: Path, cache: Path, environ: Mappi
         sleep=settings.scheduler.sleep == "auto",
         enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
         cpu_count=len(os.sched_getaffinity(0)),
-        has_bfloat16=has_bfloat16(),
+        has_bfloat16=has_bfloat16() if prefers_bfloat16 is None else prefers_bfloat16,
     )
 
 

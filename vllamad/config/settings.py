@@ -279,6 +279,13 @@ class Engine:
         "Models load in seconds instead of half a minute, for half a GiB of memory that all engines share. On CUDA it "
         "is off until it has been tried there; on: try it, engines that cannot be forked are started as usual.",
     )
+    self_test: bool = row(
+        Boolean(),
+        True,
+        "Find out once which number format this CPU is quicker in, where engines compute on it and dtype is auto.",
+        "Three seconds at the lowest priority, ten seconds after the last request; one that comes ends it. What was "
+        "found is kept for this CPU and engine, and told by vllamactl status. Off: what the CPU says of itself holds.",
+    )
     prefetch: bool = row(
         Boolean(),
         True,

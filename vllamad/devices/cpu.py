@@ -115,6 +115,15 @@ def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not flags or bool(flags & {"avx512f", "bf16"})
 
 
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself, "" where the kernel does not say (ARM)."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def _keyed(text: str) -> dict[str, int]:
     """Lines of a name and a number, such as ``MemTotal:  24 kB`` or ``inactive_file 24``."""
     pairs = (line.replace(":", " ").split() for line in text.splitlines())

@@ -14,6 +14,7 @@ from vllamad.domain.model import NO_RECIPE, Adapter, Model, Recipe, Source
 from vllamad.domain.names import ModelRef
 from vllamad.domain.operation import Progress
 from vllamad.domain.restore import LoadedModel
+from vllamad.domain.self_test import SelfTest
 
 
 class Clock(Protocol):
@@ -540,6 +541,18 @@ class LoadTimes(Protocol):
 
     def record(self, seen: Mapping[str, Mapping[str, float | None]]) -> None:
         """Replace what was recorded. What cannot be written is said in the log."""
+        ...
+
+
+class SelfTests(Protocol):
+    """What processors were seen to do, by ``SelfTest.key``. Synchronous: callers run it in a thread."""
+
+    def find(self, key: str) -> SelfTest | None:
+        """What was found, or None."""
+        ...
+
+    def record(self, test: SelfTest) -> None:
+        """Keep it. What cannot be written is said in the log."""
         ...
 
 

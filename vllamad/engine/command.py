@@ -26,6 +26,9 @@ GUARD_PLUGIN = "vllama_guard"
 PREPARATION = Path(__file__).with_name("zygote") / "vllm_zygote.py"
 """What a zygote of the engine does before it is forked."""
 
+SELF_TEST = Path(__file__).with_name("self_test") / "cpu_formats.py"
+"""What tells how fast this processor is in each number format."""
+
 LATE = frozenset(
     {
         "VLLM_RPC_BASE_PATH", "TMPDIR", "VLLM_PROCESS_NAME_PREFIX", "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
@@ -94,7 +97,7 @@ _FORBIDDEN = frozenset(
 class EngineOptions:
     """What holds for every model. ``inherited`` is the daemon's environment, of which an allow-list plus the names in
     ``env_names`` get through. ``enforce_eager`` None means: on CPU only. ``has_bfloat16`` tells if this CPU computes
-    in bfloat16 by itself."""
+    in bfloat16 at speed: by what it says of itself, or was seen to do."""
 
     python: Path
     cache_folder: Path
@@ -162,6 +165,12 @@ def zygote_command(options: EngineOptions, device: str) -> Command | None:
         return None
     early = {name: value for name, value in _environment(options, {}, device).items() if name not in LATE}
     return Command([str(options.python), str(PREPARATION)], early, Path("/"), "the zygote")
+
+
+def self_test_command(options: EngineOptions) -> Command:
+    """What tests this processor, with the threads that an engine on it would have."""
+    early = {name: value for name, value in _environment(options, {}, "cpu").items() if name not in LATE}
+    return Command([str(options.python), str(SELF_TEST)], early, Path("/"), "self-test")
 
 
 def _has_zygote(options: EngineOptions, device: str) -> bool:

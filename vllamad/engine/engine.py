@@ -19,6 +19,7 @@ from vllamad.engine.command import (
     inherited_environment,
     loaders_for,
     memory_settings,
+    self_test_command,
     zygote_command,
 )
 from vllamad.engine.phases import level, plain, read_phase
@@ -75,6 +76,13 @@ class VllmEngine:
         ``version()`` has answered."""
         answer = self._probe.answer
         return zygote_command(self._options, answer.device) if answer and not answer.problem else None
+
+    def self_test(self) -> Command | None:
+        """What tests the processor that engines compute with; None where that is a GPU, or there is no usable engine.
+        Only after ``version()`` has answered."""
+        answer = self._probe.answer
+        is_cpu = answer is not None and not answer.problem and answer.device == "cpu"
+        return self_test_command(self._options) if is_cpu else None
 
     def _usable(self, model: Model) -> EngineVersion:
         version = self._probe.answer
