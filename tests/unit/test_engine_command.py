@@ -391,6 +391,42 @@ def test_the_loader_is_named_before_the_users_flags() -> None:
     assert "--load-format" not in build().argv
 
 
+# --- chat templates --------------------------------------------------------------------------------------------------
+
+
+def files(*names: str) -> tuple[ModelFile, ...]:
+    return tuple(ModelFile(name, "0" * 64, 1) for name in names)
+
+
+def test_a_template_of_its_own_is_named_so_that_the_engine_need_not_look() -> None:
+    command = build(files=files("config.json", "chat_template.jinja"))
+    assert value(command, "--chat-template") == "/models/q/chat_template.jinja"
+
+
+@pytest.mark.parametrize(
+    ("names", "args", "capability"),
+    [
+        (("tokenizer_config.json",), (), Capability.COMPLETION),
+        (("chat_template.jinja", "preprocessor_config.json"), (), Capability.COMPLETION),
+        (("chat_template.jinja", "processor_config.json"), (), Capability.COMPLETION),
+        (("chat_template.jinja", "additional_chat_templates/tool_use.jinja"), (), Capability.COMPLETION),
+        (("chat_template.jinja",), ("--tokenizer-mode", "mistral"), Capability.COMPLETION),
+        (("chat_template.jinja",), ("--tokenizer=/other",), Capability.COMPLETION),
+        (("chat_template.jinja",), (), Capability.EMBEDDING),
+    ],
+)
+def test_where_another_template_may_be_meant_the_engine_looks(
+    names: tuple[str, ...], args: tuple[str, ...], capability: Capability
+) -> None:
+    command = build(chosen=ModelOptions(args=args), files=files(*names), capabilities=(capability,))
+    assert "--chat-template" not in command.argv
+
+
+def test_a_users_own_template_is_the_only_one() -> None:
+    command = build(chosen=ModelOptions(args=("--chat-template", "/mine")), files=files("chat_template.jinja"))
+    assert value(command, "--chat-template") == "/mine"
+
+
 # --- what is kept between starts -------------------------------------------------------------------------------------
 
 
