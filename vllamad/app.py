@@ -1,6 +1,6 @@
 """Wiring and the tree of tasks (floor 5): the only place that picks concrete classes.
 
-    daemon ── supervisor ── one branch per worker (exit, health, kill)
+    daemon ── supervisor ── one branch per worker (exit, health, kill, ...)
            ├─ operations ── one task per pull, create, load, unload
            ├─ zygotes ── one that keeps a process to fork engines from
            ├─ engine probe, then the gate opens; on CPU a self-test, once

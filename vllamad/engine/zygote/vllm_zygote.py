@@ -29,6 +29,7 @@ MODULES = (
     "uvloop",
     "vllm.reasoning",
     "vllm.tool_parsers",
+    "vllm.parser.engine.registered_adapters",
     "vllm.entrypoints.launchers.cli_args",
     "vllm.entrypoints.launchers.launcher",
     "vllm.entrypoints.launchers.api_server.routers",
