@@ -423,9 +423,14 @@ class Daemon:
     def _heed(self, found: SelfTest) -> None:
         """From the next load on; what is loaded serves on as it is."""
         self._supervisor.decided(found.sentence)
+        before = self._engine_options(self._settings)
         self._prefers_bfloat16 = found.prefers_bfloat16
-        self._engine.use(self._engine_options(self._settings))
+        if (now := self._engine_options(self._settings)) == before:
+            return
+        self._engine.use(now)
         self._sizing.forget()
+        for handle in self._supervisor.handles():
+            handle.outdate()
 
     def _keep_zygote(self) -> None:
         """Before anybody asks for a model: whoever asks now waits for it, and gets it sooner than without."""

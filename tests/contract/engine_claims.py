@@ -330,15 +330,14 @@ async def _until_running(engine: Running, count: int) -> None:
 Claim = Callable[[Running], Any]
 
 
-async def a_warm_up_is_answered_and_leaves_no_trace(engine: Running) -> None:
+async def it_can_be_warmed_up_again_and_again(engine: Running) -> None:
     await engine.client.warm_up()
     await engine.client.warm_up()
     assert await engine.client.is_healthy()
-    assert await engine.client.cache_usage() == 0.0
 
 
 CLAIMS: tuple[Claim, ...] = (
-    a_warm_up_is_answered_and_leaves_no_trace,
+    it_can_be_warmed_up_again_and_again,
     loading_shows_steps_in_order,
     context_length_is_the_models,
     answers_make_sense_and_count_their_tokens,

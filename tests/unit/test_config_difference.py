@@ -22,6 +22,8 @@ NEED_A_RESTART = {
     "server.host", "server.port", "control.socket", "control.group",
     # What every estimate and every process of an engine goes by.
     "engine.python", "engine.device", "engine.zygote",
+    # It runs once, after the start.
+    "engine.self_test",
     # Lowered, they would be less than what is reserved.
     "engine.gpu_memory_utilization", "engine.cpu_memory_bytes",
     # Rings are kept as they were made; engines that were not started for sleep cannot.
@@ -34,7 +36,7 @@ NEED_A_RESTART = {
 NEXT_LOAD = {
     "models.context_length", "models.cache_tokens", "engine.cpu_kv_bytes", "engine.max_num_batched_tokens",
     "engine.max_num_seqs", "engine.enforce_eager", "engine.dtype", "engine.args", "engine.env",
-    "scheduler.num_parallel",
+    "engine.prefetch", "engine.warm_up", "engine.fast_loaders", "scheduler.num_parallel",
 }  # fmt: skip
 
 
