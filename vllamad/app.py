@@ -499,9 +499,11 @@ class Daemon:
     async def _hand_over(self, drain_s: float) -> Handover | None:
         """Leave without ending what is loaded; None: it was asked to stop meanwhile."""
         self._notifier.status(self._summary())
-        return await self._departure.hand_over(
+        handover = await self._departure.hand_over(
             drain_s, count=self._count + 1, bound_to="" if self._sockets else self._bound_to
         )
+        await self._starting.loaders.keep()
+        return handover
 
     async def _shut_down(self) -> None:
         settings = self._settings
