@@ -15,11 +15,13 @@ from vllamad.engine.command import (
     GUARD,
     LATE,
     PREPARATION,
+    SELF_TEST,
     EngineOptions,
     ModelOptions,
     build_command,
     loaders_for,
     memory_settings,
+    self_test_command,
     served_names,
     zygote_command,
 )
@@ -425,6 +427,16 @@ def test_where_another_template_may_be_meant_the_engine_looks(
 def test_a_users_own_template_is_the_only_one() -> None:
     command = build(chosen=ModelOptions(args=("--chat-template", "/mine")), files=files("chat_template.jinja"))
     assert value(command, "--chat-template") == "/mine"
+
+
+# --- the self-test ---------------------------------------------------------------------------------------------------
+
+
+def test_the_self_test_has_the_engines_threads_and_nothing_of_a_worker() -> None:
+    command = self_test_command(replace(OPTIONS, cpu_count=8))
+    assert command.argv == ["/engine/bin/python", str(SELF_TEST)] and SELF_TEST.is_file()
+    assert command.env["OMP_NUM_THREADS"] == "7"
+    assert not LATE & command.env.keys()
 
 
 # --- what is kept between starts -------------------------------------------------------------------------------------
