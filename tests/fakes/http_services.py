@@ -379,8 +379,7 @@ class FakeGate:
             self.active -= 1
             self.returned.set()
 
-    def set_keep_alive(self, wanted: Model, keep_alive_s: float) -> None:
-        assert keep_alive_s == 0
+    async def unload(self, wanted: Model) -> None:
         self.unloaded.append(wanted.name)
 
 
@@ -399,6 +398,9 @@ class FakeCatalog:
         if found is None:
             raise ModelNotFound(name)
         return found
+
+    async def find(self, name: str) -> Model:
+        return self.resolve(name)
 
     def create(self, name: str, creation: Creation) -> Operation:
         raise AssertionError("making models is the real catalogue's")

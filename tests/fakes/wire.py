@@ -138,7 +138,7 @@ async def wire(
         client = UdsEngineClient(path, idle_s)
         client.served_name = served
         which = world.catalog.resolve("m")
-        one = Lease(which, client, 2048, lambda _lease: None, lambda: _suspect(made))
+        one = Lease(which, client, path, 2048, lambda _lease: None, lambda: _suspect(made))
         world.gate.one = one  # type: ignore[assignment]
         made = Wire(script, world, Path(name), one, served)
         engine = await asyncio.start_unix_server(made.serve, str(path), limit=64 * 1024 * 1024)

@@ -60,6 +60,8 @@ class Command:
     memory_limit_bytes: int = 0
     """What the whole tree may have of the machine's memory; beyond it the kernel ends the tree. 0 for no limit; not
     enforced where control groups are not ours to divide, which is logged."""
+    descriptors: Sequence[int] = ()
+    """What it has open beside its standard streams, under the same numbers as here; not for a child of a zygote."""
     zygote: "Command | None" = None
     """A process that this one may be forked from instead of being executed: its ``argv`` are the same interpreter and
     a file of Python that imports what there is to import, its environment is the part of this one that is read then.

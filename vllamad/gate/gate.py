@@ -170,6 +170,10 @@ class Gate:
         for handle in self._supervisor.of(model):
             handle.set_keep_alive(keep_alive_s)
 
+    async def unload(self, model: Model) -> None:
+        """The latter, for faces: theirs may have to wait until it has reached the gate."""
+        self.set_keep_alive(model, 0)
+
     def use(self, limits: GateLimits) -> None:
         """Go by other limits, and by what is configured for models now. Who waits keeps its turn and its deadline, also
         in a queue that is shorter now, and is reckoned with anew; until ``reckon_anew`` has done the same with what is

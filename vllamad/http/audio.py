@@ -22,7 +22,7 @@ from vllamad.http import headers
 from vllamad.http.bodies import Bodies
 from vllamad.http.calls import Call, Handler
 from vllamad.http.passing import keep_alive_of, relay
-from vllamad.http.services import Services
+from vllamad.http.services import Asking
 
 SPOOL_BYTES = 1024 * 1024
 BLOCK_BYTES = 256 * 1024
@@ -32,7 +32,7 @@ AUDIO = ("/v1/audio/transcriptions", "/v1/audio/translations")
 class Audio:
     """The routes that take a recording."""
 
-    def __init__(self, services: Services, bodies: Bodies) -> None:
+    def __init__(self, services: Asking, bodies: Bodies) -> None:
         self._services = services
         self._bodies = bodies
 
@@ -59,7 +59,7 @@ class Audio:
             if not name:
                 raise VllamaError(Reason.INVALID_REQUEST, "model is required", field="model")
             call.model = name
-            model = call.find(self._services.catalog, name)
+            model = await call.find(self._services.catalog, name)
             async with self._services.gate.lease(
                 model, keep_alive_s=keep_alive_of(request), caller=call.caller
             ) as lease:

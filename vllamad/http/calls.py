@@ -14,7 +14,7 @@ from vllamad.dialects.go_values import dumps
 from vllamad.dialects.passing import Face
 from vllamad.domain.model import Model
 from vllamad.host.logs import event
-from vllamad.http.services import CatalogService
+from vllamad.http.services import Names
 
 log = logging.getLogger("vllamad.http")
 
@@ -56,9 +56,9 @@ class Call:
     """What every answer to this request carries beside its own headers."""
     started_ns: int = field(default_factory=time.perf_counter_ns)
 
-    def find(self, catalog: CatalogService, name: str) -> Model:
+    async def find(self, catalog: Names, name: str) -> Model:
         """The model that is asked for by this name; the log line is about it from now on. Raises ModelNotFound."""
-        model = catalog.resolve(name)
+        model = await catalog.find(name)
         self.found = model.name
         return model
 

@@ -19,7 +19,7 @@ from vllamad.domain.errors import ModelNotFound, VllamaError
 from vllamad.http.bodies import Bodies
 from vllamad.http.calls import Call, json_answer
 from vllamad.http.fitting import TOKENIZE_PATH
-from vllamad.http.services import HeldLease, Services
+from vllamad.http.services import Asking, HeldLease
 
 MAX_PORTIONS = 2
 """In the engine at a time: while it computes one, the next is tokenised and the last one written."""
@@ -31,7 +31,7 @@ VECTOR_COST = 16
 class Embeddings:
     """The two routes that embed."""
 
-    def __init__(self, services: Services, bodies: Bodies) -> None:
+    def __init__(self, services: Asking, bodies: Bodies) -> None:
         self._services = services
         self._bodies = bodies
 
@@ -51,7 +51,7 @@ class Embeddings:
         asked = await self._bodies.work(len(body), lambda: read(body))
         call.model = asked.model
         try:
-            model = call.find(self._services.catalog, asked.model)
+            model = await call.find(self._services.catalog, asked.model)
         except ModelNotFound as error:
             raise ollama_embed.not_found(asked) from error
         options = read_options(options_with(model, asked.options))

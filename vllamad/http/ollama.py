@@ -25,7 +25,7 @@ from vllamad.http.calls import JSON, LINE_HEADERS, PLAIN_JSON, Call, json_answer
 from vllamad.http.errors import end_lines
 from vllamad.http.fitting import Fitting
 from vllamad.http.outlet import Outlet, Streamed
-from vllamad.http.services import HeldLease, Services
+from vllamad.http.services import Asking, HeldLease
 
 log = logging.getLogger("vllamad.http")
 
@@ -51,7 +51,7 @@ class _Job:
 class Inference:
     """The two routes that generate."""
 
-    def __init__(self, services: Services, bodies: Bodies) -> None:
+    def __init__(self, services: Asking, bodies: Bodies) -> None:
         self._services = services
         self._bodies = bodies
         self._stamp = Stamp()
@@ -64,10 +64,10 @@ class Inference:
         call.model = asked.model
         if not asked.model:
             raise bad_request("model is required")
-        model = call.find(self._services.catalog, asked.model)
+        model = await call.find(self._services.catalog, asked.model)
         empty: dict[str, Any] = {"message": {"role": "assistant", "content": ""}}
         if chat.is_empty and asked.keep_alive_s == 0:
-            return self._unload(asked, model, empty)
+            return await self._unload(asked, model, empty)
         ollama.check_chat(chat, model)
         options = self._options(asked, model)
         if chat.is_empty:
@@ -95,10 +95,10 @@ class Inference:
         call.model = asked.model
         if not asked.model:
             raise ModelNotFound("")
-        model = call.find(self._services.catalog, asked.model)
+        model = await call.find(self._services.catalog, asked.model)
         empty: dict[str, Any] = {"response": ""}
         if generate.is_empty and asked.keep_alive_s == 0:
-            return self._unload(asked, model, empty)
+            return await self._unload(asked, model, empty)
         ollama.check_generate(generate, model)
         options = self._options(asked, model)
         if generate.is_empty:
@@ -121,9 +121,9 @@ class Inference:
 
     # --- loading and unloading -----------------------------------------------------------------------------------
 
-    def _unload(self, asked: Asked, model: Model, empty: dict[str, Any]) -> web.Response:
+    async def _unload(self, asked: Asked, model: Model, empty: dict[str, Any]) -> web.Response:
         """Returns at once; the model goes when nobody uses it."""
-        self._services.gate.set_keep_alive(model, 0)
+        await self._services.gate.unload(model)
         return self._empty_answer(asked, empty, "unload")
 
     async def _load(self, asked: Asked, model: Model, empty: dict[str, Any], call: Call) -> web.Response:

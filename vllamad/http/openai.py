@@ -32,7 +32,7 @@ class OpenAi:
         name = request.path.removeprefix(MODELS)
         call.model = name
         try:
-            model = call.find(self._services.catalog, name)
+            model = await call.find(self._services.catalog, name)
         except ModelNotFound as error:
             raise ModelNotFound(str(ModelRef.parse(name))) from error
         return json_answer(face.model_card(name, model), content_type=PLAIN_JSON)

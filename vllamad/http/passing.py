@@ -24,7 +24,7 @@ from vllamad.http.bodies import Bodies
 from vllamad.http.calls import Call, Handler
 from vllamad.http.outlet import Outlet, Streamed
 from vllamad.http.remote_images import RemoteImages
-from vllamad.http.services import HeldLease, Services
+from vllamad.http.services import Asking, HeldLease
 
 KEEP_ALIVE_HEADER = "X-Keep-Alive"
 RESPONSES = "/v1/responses"
@@ -36,7 +36,7 @@ _NO_ROUTE = {"detail": "Not Found"}
 class Passing:
     """The routes of ``WIRES``; also the common second half of those whose bodies are something else."""
 
-    def __init__(self, services: Services, bodies: Bodies, images: RemoteImages | None) -> None:
+    def __init__(self, services: Asking, bodies: Bodies, images: RemoteImages | None) -> None:
         self._services = services
         self._bodies = bodies
         self._images = images
@@ -55,7 +55,7 @@ class Passing:
         asked = await self._bodies.work(size, partial(read_asked, body))
         del body
         call.model = asked.model
-        model = call.find(self._services.catalog, asked.model)
+        model = await call.find(self._services.catalog, asked.model)
         check(asked, model, wire)
         if asked.addresses:
             await self._bring(asked)

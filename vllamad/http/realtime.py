@@ -16,7 +16,7 @@ from vllamad.domain.ports import EngineSocket
 from vllamad.http import headers
 from vllamad.http.calls import Call
 from vllamad.http.passing import keep_alive_of
-from vllamad.http.services import Services
+from vllamad.http.services import Asking
 
 REALTIME = "/v1/realtime"
 MAX_FRAME_BYTES = 32 * 1024 * 1024
@@ -30,7 +30,7 @@ PING_S = 30.0
 class Realtime:
     """The route of websockets."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Asking) -> None:
         self._services = services
 
     async def connect(self, request: web.Request, call: Call) -> web.StreamResponse:
@@ -41,7 +41,7 @@ class Realtime:
         if not name:
             raise VllamaError(Reason.INVALID_REQUEST, f"model is required: {REALTIME}?model=NAME", field="model")
         call.model = name
-        model = call.find(self._services.catalog, name)
+        model = await call.find(self._services.catalog, name)
         async with self._services.gate.lease(model, keep_alive_s=keep_alive_of(request), caller=call.caller) as lease:
             call.waited_ms = lease.waited_ns / 1e6
             engine = await lease.connect(REALTIME, headers.onward(request, call, content_type=""))

@@ -13,8 +13,14 @@ from vllamad.domain.ports import EngineSocket, EngineStream
 from vllamad.domain.view import WorkerView
 
 
-class CatalogService(Protocol):
-    """Names to models."""
+class Names(Protocol):
+    """Names to models, for requests that ask a model."""
+
+    async def find(self, name: str) -> Model: ...
+
+
+class CatalogService(Names, Protocol):
+    """The same for requests about models, and what changes them."""
 
     def list(self) -> list[Model]: ...
     def resolve(self, name: str) -> Model: ...
@@ -71,20 +77,25 @@ class HeldLease(Protocol):
 class GateService(Protocol):
     """Admission."""
 
-    @property
-    def active(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
     def lease(
         self, model: Model, *, keep_alive_s: float | None = None, caller: str = ""
     ) -> AbstractAsyncContextManager[HeldLease, bool | None]: ...
-    def set_keep_alive(self, model: Model, keep_alive_s: float) -> None: ...
+    async def unload(self, model: Model) -> None: ...
 
 
 class WorkersService(Protocol):
     """Pictures of the workers."""
 
     def views(self) -> list[WorkerView]: ...
+
+
+class Asking(Protocol):
+    """What handlers call to have a model answer. It may be far away: nothing here answers at once but in-process."""
+
+    @property
+    def catalog(self) -> Names: ...
+    @property
+    def gate(self) -> GateService: ...
 
 
 @dataclass(frozen=True, slots=True)

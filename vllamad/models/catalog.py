@@ -85,6 +85,10 @@ class Catalog:
             raise ModelNotFound(name.strip())
         return self._configured(model)
 
+    async def find(self, name: str) -> Model:
+        """The same, for faces: theirs may have to wait for the answer."""
+        return self.resolve(name)
+
     def as_it_is(self, model: Model) -> Model:
         """The model of that name as it is now, and is configured; itself if there is none any more."""
         found = self._models.get(model.ref.key)

@@ -104,6 +104,7 @@ class PosixLauncher:
                     stdout=ready.output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    pass_fds=command.descriptors,
                 )
             except OSError as error:
                 raise _cannot_start(command, str(error)) from error

@@ -155,6 +155,11 @@ class Incarnation:
         """The engine's leader; 0 if none was started."""
         return self._child.pid if self._child is not None else 0
 
+    @property
+    def socket(self) -> Path:
+        """Where the engine listens."""
+        return self._places.socket
+
     def look_for_pids(self) -> frozenset[int]:
         """Its processes now. Blocking."""
         return self._child.pids() if self._child is not None else frozenset()

@@ -5,6 +5,7 @@ streams end at once with the cause, and its late return is a no-op.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from pathlib import Path
 
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
@@ -16,19 +17,22 @@ _ERROR_FRAME = b'data: {"error"'
 
 
 class Lease:
-    """Held by one request. ``load_ns`` is the time from the request's arrival until the worker was ready (Ollama's
+    """Held by one request. ``socket`` is where the worker listens, for whoever asks it from another process in this
+    lease's name. ``load_ns`` is the time from the request's arrival until the worker was ready (Ollama's
     ``load_duration``), ``waited_ns`` the part of it that was spent waiting."""
 
     def __init__(
         self,
         model: Model,
         client: EngineClient,
+        socket: Path,
         context_length: int,
         give_back: Callable[["Lease"], None],
         suspect: Callable[[], None],
     ) -> None:
         self.model = model
         self.context_length = context_length
+        self.socket = socket
         self.load_ns = 0
         self.waited_ns = 0
         self.broken: VllamaError | None = None
@@ -37,6 +41,7 @@ class Lease:
         self.suspect = suspect
         """Have the worker asked whether it still lives: called when it failed this request."""
         self._streams: set[EngineStream | EngineSocket] = set()
+        self._on_broken: Callable[[VllamaError], None] | None = None
 
     @property
     def served_name(self) -> str:
@@ -88,6 +93,15 @@ class Lease:
         for stream in self._streams:
             stream.close()
         self._streams.clear()
+        if self._on_broken is not None:
+            self._on_broken(error)
+
+    def watch(self, on_broken: Callable[[VllamaError], None]) -> None:
+        """Be told, once, when the lease breaks, or that it is broken already."""
+        if self.broken is not None:
+            on_broken(self.broken)
+        else:
+            self._on_broken = on_broken
 
     def give_back(self) -> None:
         """Return the right; drops streams that are still open. Synchronous, and harmless when repeated."""

@@ -430,6 +430,7 @@ class WorkerHandle:
         lease = Lease(
             model,
             life.client,
+            life.socket,
             life.context_length,
             lambda one: self._returned(one, life.number),
             lambda: self._suspect(life),
