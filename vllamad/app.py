@@ -8,6 +8,7 @@
            ├─ records (what is loaded, room on the disk)
            ├─ watch (the service manager's watchdog), if there is one
            ├─ reload (the configuration anew, when somebody asks)
+           ├─ acceptors ── one for each process that takes connections, where there are several
            └─ http and control, which keep tasks of their own
 
 A crash in one of these branches ends the daemon, and the service manager starts it again; a crash below a worker or an
@@ -22,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllama import __version__
 from vllamad.config.engine_python import find_engine_python
@@ -72,6 +73,7 @@ from vllamad.host.signals import Signals
 from vllamad.host.succession import ask_successor
 from vllamad.http.server import HttpServer, make_app, use_policy
 from vllamad.http.services import Services
+from vllamad.hub.children import child_environment
 from vllamad.hub.convert import GgufConverter
 from vllamad.hub.footprints import FootprintStore
 from vllamad.hub.load_times import LoadTimesFile
@@ -99,6 +101,10 @@ from vllamad.showing import Picture, health, summary
 from vllamad.supervisor.memory import DeviceMemory
 from vllamad.supervisor.starting import Loaders, Starting, WarmUp
 from vllamad.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from vllamad.acceptors.acceptors import Acceptors
+    from vllamad.acceptors.messages import Terms as AcceptorTerms
 
 log = logging.getLogger("vllamad.daemon")
 
@@ -254,8 +260,10 @@ class Daemon:
             self._supervisor,
             self._health,
         )
-        self._web = make_app(services, policy(settings, self._sockets))
-        self._http = HttpServer(self._web, settings.server.host, settings.server.port, http or bound)
+        is_shared = settings.server.processes > 1
+        self._web = make_app(services, policy(settings, self._sockets), is_behind=is_shared)
+        self._acceptors = self._make_acceptors(settings, http or bound) if is_shared else None
+        self._http = self._acceptors or HttpServer(self._web, settings.server.host, settings.server.port, http or bound)
         self._self_testing = SelfTesting(
             self._clock,
             SelfTestFile(places.state / "self-test.json"),
@@ -281,6 +289,30 @@ class Daemon:
             self._stop,
         )
 
+    def _make_acceptors(self, settings: Settings, sockets: Sequence[socket.socket]) -> "Acceptors":
+        # Imported here: who has one process pays nothing for others.
+        from vllamad.acceptors.acceptors import Acceptors, Outfit
+
+        places, server = self._loaded.places, settings.server
+        return Acceptors(
+            server.processes,
+            server.host,
+            server.port,
+            sockets,
+            Outfit(
+                # In the folder that lets nobody else in, and whose name is short enough for a socket.
+                places.worker_sockets / "http",
+                ENGINE_SILENCE_S,
+                child_environment(self._environ, with_network=True),
+                places.runtime,
+            ),
+            self._terms_of_acceptors(settings),
+            self._launcher,
+            self._catalog,
+            self._gate,
+            lambda sockets: HttpServer(self._web, sockets=sockets),
+        )
+
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> Handover | None:
@@ -297,6 +329,8 @@ class Daemon:
                 ]
                 try:
                     await self._start()
+                    if self._acceptors is not None:
+                        branches.append(await _started(tasks, self._acceptors.run, "acceptors"))
                     branches.append(tasks.create_task(self._look_at_engine(), name="engine"))
                     branches.append(tasks.create_task(self._keep_house(), name="housekeeping"))
                     branches.append(tasks.create_task(self._keep_records(), name="records"))
@@ -589,17 +623,26 @@ class Daemon:
         self._set_starting(settings)
         self._hub.use(settings.models.hub_endpoint, settings.models.hub_token, settings.models.pull_workers)
         self._catalog.use_aliases(dict(settings.models.aliases))
-        use_policy(self._web, self._services, policy(settings, self._sockets))
+        use_policy(self._web, policy(settings, self._sockets))
+        if self._acceptors is not None:
+            self._acceptors.use(self._terms_of_acceptors(settings))
         self._gate.use(gate_limits(settings))
         self._reconciling.carry_out(consequences)
         self._loading.tidy()
 
     async def settle(self) -> None:
         """See ``reloading.House``."""
+        if self._acceptors is not None:
+            await self._acceptors.settle()
         await self._gate.reckon_anew()
 
     async def _reload(self, is_dry_run: bool) -> Reloaded:
         return await self._reloading.reload(is_dry_run=is_dry_run)
+
+    def _terms_of_acceptors(self, settings: Settings) -> "AcceptorTerms":
+        from vllamad.acceptors.messages import Terms as AcceptorTerms
+
+        return AcceptorTerms(policy(settings, self._sockets), settings.logging.level)
 
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
@@ -640,6 +683,7 @@ class Daemon:
             waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
             needs_restart=self._loaded.pending,
+            acceptors=await asyncio.to_thread(self._acceptors.views) if self._acceptors is not None else (),
             upgrades=self._count,
         )
 

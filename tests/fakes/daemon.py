@@ -32,8 +32,11 @@ from vllamad.hub.store import ModelStore
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_PYTHON = ROOT / "tests" / "fakes" / "fake_python"
 MARKER = b"VLLAMA_WORKER="
-ZYGOTE = re.compile(r"process\.spawn title=the zygote pid=(\d+)")
-"""How the daemon's log tells of one."""
+KEPT = re.compile(r"process\.spawn title=(?:the zygote|acceptor-\d+) pid=(\d+)")
+"""How the daemon's log tells of what it keeps beside workers."""
+PROCESSES = os.environ.get("TEST_PROCESSES", "")
+"""Run every daemon with so many HTTP processes: what holds with one has to hold with several."""
+
 READY_S = 20.0
 STOP_S = 60.0
 
@@ -70,6 +73,7 @@ class Daemon:
             # A processor that is busy with other tests has nothing to tell.
             "VLLAMA_ENGINE_SELF_TEST": "false",
             "PYTHONWARNINGS": "default",
+            **({"VLLAMA_SERVER_PROCESSES": PROCESSES} if PROCESSES else {}),
             **(environment or {}),
         }
         self.child: subprocess.Popen[bytes] | None = None
@@ -266,10 +270,10 @@ class Daemon:
     # --- what is left --------------------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
-        """Processes of this daemon's workers, by the marker in their environment. A zygote is none as long as the
-        daemon runs; afterwards it is as much of a leftover as any."""
+        """Processes of this daemon's workers, by the marker in their environment. A zygote or an acceptor is none as
+        long as the daemon runs; afterwards it is as much of a leftover as any."""
         is_running = self.child is not None and self.child.poll() is None
-        zygotes = {int(pid) for pid in ZYGOTE.findall(self.log_text())} if is_running else set[int]()
+        kept = {int(pid) for pid in KEPT.findall(self.log_text())} if is_running else set[int]()
         owner = MARKER + os.fsencode(self.runtime)
         found: list[int] = []
         for entry in Path("/proc").iterdir():
@@ -281,7 +285,7 @@ class Daemon:
                     found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-        return [pid for pid in found if pid not in zygotes]
+        return [pid for pid in found if pid not in kept]
 
     def wait_no_processes(self, seconds: float = 15.0) -> None:
         """Wait until no process of any worker is left; say which ones stay."""

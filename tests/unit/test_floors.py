@@ -25,6 +25,8 @@ FLOOR: dict[str, int] = {
     "vllamad.models": 3,
     "vllamad.http": 4,
     "vllamad.control": 4,
+    "vllamad.acceptors": 4,
+    "vllamad.acceptors.__main__": 5,
     "vllamad.app": 5,
     "vllamad.checkup": 5,
     "vllamad.from_settings": 5,
@@ -52,7 +54,8 @@ DOORS: dict[str, set[str]] = {
     "pythonjsonlogger": {"vllamad/host/logs.py"},
     "huggingface_hub": {"vllamad/hub/fetch.py", "vllamad/hub/account.py"},
     "orjson": {"vllamad/dialects/", "vllamad/http/", "vllamad/control/inference.py"},
-    "uvloop": {"vllamad/__main__.py"},
+    "uvloop": {"vllamad/__main__.py", "vllamad/acceptors/__main__.py"},
+    "msgspec": {"vllamad/acceptors/messages.py"},
 }
 
 CHILD_SCRIPTS = {

@@ -77,6 +77,14 @@ class Server:
         "always pass.",
         effect=Effect.AT_ONCE,
     )
+    processes: int = row(
+        Integer(1, 64),
+        1,
+        "Processes that take HTTP connections and answer requests; 1: the daemon itself.",
+        "One carries some ten thousand tokens a second on one core. Where that is not enough, so many processes beside "
+        "the daemon share the connections; each takes about 60 MB. They hold no model: memory of GPUs stays the same.",
+        effect=Effect.AT_RESTART,
+    )
     drain_s: float = row(
         Duration(),
         30.0,

@@ -14,7 +14,7 @@ from vllama.control.v1 import daemon_pb2_grpc as pb_grpc
 from vllamad.control import convert
 from vllamad.control.interceptor import Context, unary
 from vllamad.domain.ports import EngineVersion
-from vllamad.domain.view import DeviceView, ZygoteView
+from vllamad.domain.view import AcceptorView, DeviceView, ZygoteView
 from vllamad.operations.reloading import Reloaded
 from vllamad.operations.upgrading import Upgrade
 from vllamad.supervisor.supervisor import Decided, Supervisor
@@ -78,6 +78,7 @@ class DaemonStatus:
     waits: Sequence[str]
     decisions: Sequence[Decided]
     needs_restart: Sequence[ShownChange]
+    acceptors: Sequence[AcceptorView]
     upgrades: int = 0
     """How often another daemon took over in this process."""
 

@@ -140,3 +140,16 @@ class ZygoteView:
     forked: int = 0
     """Engines that were forked from it."""
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptorView:
+    """A process that takes HTTP connections beside the daemon; ``pid`` is 0 while there is none. ``requests`` are those
+    that hold a lease, ``starts`` how often it was started."""
+
+    number: int
+    pid: int
+    is_ready: bool
+    requests: int
+    starts: int
+    memory_bytes: int

@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from vllamad.http import origins
 from vllamad.http.calls import GONE, Call, new_call
 from vllamad.http.errors import bug, error_answer
 from vllamad.http.origins import Origins, allows_host, is_address
+from vllamad.http.referring import HERE, PEER
 from vllamad.http.routes import Routes
 from vllamad.http.services import Policy
 
@@ -29,10 +31,19 @@ _current: ContextVar[Call | None] = ContextVar("call", default=None)
 """The request that this task answers: every request has a task, and a context, of its own."""
 
 
-class Front:
-    """The handler of every request."""
+Elsewhere = Callable[[web.Request], Awaitable[web.StreamResponse]]
+"""Has a request answered by another process."""
 
-    def __init__(self, routes: Routes, policy: Policy) -> None:
+
+class Front:
+    """The handler of every request. ``is_behind``: clients connect to another process, which refers them to this one,
+    and tells who they are. ``elsewhere`` takes what there is no route for."""
+
+    def __init__(
+        self, routes: Routes, policy: Policy, *, is_behind: bool = False, elsewhere: Elsewhere | None = None
+    ) -> None:
+        self._is_behind = is_behind
+        self._elsewhere = elsewhere
         self.use(routes, policy)
 
     def use(self, routes: Routes, policy: Policy) -> None:
@@ -44,7 +55,11 @@ class Front:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled when its client leaves."""
+        if self._elsewhere is not None and request.method not in (self._routes.find(request.path) or ()):
+            return await self._elsewhere(request)
         call = new_call(request)
+        if self._is_behind:
+            call.caller = request.headers.get(PEER, "")
         _current.set(call)
         try:
             answer = await self._answer(request, call)
@@ -118,11 +133,20 @@ class Front:
                 return web.Response(status=204)
         if not self._policy.check_host:
             return None
-        if not allows_host(host, _listening_on(request)):
+        if not allows_host(host, self._listening_on(request)):
             return web.Response(status=403)
         if request.method == "OPTIONS" and not is_address(host):
             return web.Response(status=204)
         return None
+
+    def _listening_on(self, request: web.Request) -> str:
+        """The address that the connection came in on; "" on a Unix socket."""
+        if self._is_behind:
+            return request.headers.get(HERE, "")
+        name: tuple[str, int] | str | None = None
+        if request.transport is not None:
+            name = request.transport.get_extra_info("sockname")
+        return name[0] if isinstance(name, tuple) else ""
 
     def _allow_origin(self, origin: str, call: Call, *, is_preflight: bool) -> None:
         add = call.headers.append
@@ -138,14 +162,6 @@ class Front:
             add(("Access-Control-Max-Age", origins.MAX_AGE_S))
             add(("Vary", "Access-Control-Request-Method"))
             add(("Vary", "Access-Control-Request-Headers"))
-
-
-def _listening_on(request: web.Request) -> str:
-    """The address that the connection came in on; "" on a Unix socket."""
-    name: tuple[str, int] | str | None = None
-    if request.transport is not None:
-        name = request.transport.get_extra_info("sockname")
-    return name[0] if isinstance(name, tuple) else ""
 
 
 async def add_headers(request: web.BaseRequest, answer: web.StreamResponse) -> None:

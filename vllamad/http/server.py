@@ -4,7 +4,9 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 from aiohttp import web
 
@@ -15,16 +17,17 @@ from vllamad.http.audio import AUDIO, Audio
 from vllamad.http.bodies import Bodies
 from vllamad.http.creating import Creating
 from vllamad.http.embeddings import Embeddings
-from vllamad.http.middleware import Front, add_headers
+from vllamad.http.middleware import Elsewhere, Front, add_headers
 from vllamad.http.models import Models
 from vllamad.http.ollama import Inference
 from vllamad.http.openai import OpenAi
 from vllamad.http.passing import Passing
 from vllamad.http.port_owner import port_owner
 from vllamad.http.realtime import REALTIME, Realtime
+from vllamad.http.referring import Referring
 from vllamad.http.remote_images import RemoteImages
 from vllamad.http.routes import Routes
-from vllamad.http.services import Policy, Services
+from vllamad.http.services import Asking, Policy, Services
 from vllamad.http.system import NO_CLOUD, UNSUPPORTED, System, refuse, refuse_cloud
 
 BACKLOG = 1024
@@ -38,35 +41,62 @@ were refused in a restart under load (four clients, two cores)."""
 MAX_HEADER_BYTES = 256 * 1024
 """Of one header, and of the request line; tracing systems put much into one."""
 
+ROUTES_OF: web.AppKey[Callable[[Policy, Bodies], Routes]] = web.AppKey("routes_of")
 BODIES = web.AppKey("bodies", Bodies)
 FRONT = web.AppKey("front", Front)
 
 
-def make_app(services: Services, policy: Policy | None = None) -> web.Application:
-    """The application with every route of the face."""
-    policy = policy or Policy()
-    bodies = Bodies(policy.max_body_bytes)
-    routes = make_routes(services, policy, bodies)
+def make_app(services: Services, policy: Policy | None = None, *, is_behind: bool = False) -> web.Application:
+    """The application with every route of the face. ``is_behind``: acceptors alone connect to it, see
+    ``referring.py``."""
+    return _make_app(partial(make_routes, services), policy or Policy(), is_behind=is_behind)
+
+
+def make_acceptors_app(services: Asking, policy: Policy, daemon: Path) -> web.Application:
+    """The application of an acceptor: what asks a model; everything else is referred to the daemon, on its socket."""
+    referring = Referring(daemon)
+
+    def routes_of(policy: Policy, bodies: Bodies) -> Routes:
+        routes = Routes()
+        add_asking_routes(routes, services, policy, bodies)
+        return routes
+
+    async def close(_: web.Application) -> None:
+        await referring.close()
+
+    app = _make_app(routes_of, policy, elsewhere=referring.handle)
+    app.on_cleanup.append(close)
+    return app
+
+
+def _make_app(
+    routes_of: Callable[[Policy, Bodies], Routes],
+    policy: Policy,
+    *,
+    is_behind: bool = False,
+    elsewhere: Elsewhere | None = None,
+) -> web.Application:
     app = web.Application()
-    app[BODIES] = bodies
-    app[FRONT] = Front(routes, policy)
+    bodies = app[BODIES] = Bodies(policy.max_body_bytes)
+    app[ROUTES_OF] = routes_of
+    app[FRONT] = Front(routes_of(policy, bodies), policy, is_behind=is_behind, elsewhere=elsewhere)
     app.router.add_route("*", "/{path:.*}", app[FRONT].handle)
     app.on_response_prepare.append(add_headers)
     app.on_cleanup.append(_close_bodies)
     return app
 
 
-def use_policy(app: web.Application, services: Services, policy: Policy) -> None:
+def use_policy(app: web.Application, policy: Policy) -> None:
     """Answer by another policy from the next request on; those that are being answered keep theirs."""
     bodies = app[BODIES]
     bodies.max_bytes = policy.max_body_bytes
-    app[FRONT].use(make_routes(services, policy, bodies), policy)
+    app[FRONT].use(app[ROUTES_OF](policy, bodies), policy)
 
 
 def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
     """The table of routes."""
-    system, models, inference = System(services, policy), Models(services, bodies), Inference(services, bodies)
-    embeddings, creating = Embeddings(services, bodies), Creating(services, bodies)
+    system, models, creating = System(services, policy), Models(services, bodies), Creating(services, bodies)
+    own = OpenAi(services)
     routes = Routes()
     routes.add("HEAD GET", "/", system.root, is_quiet=True, is_open=True)
     routes.add("HEAD GET", "/api/version", system.version, is_quiet=True, is_open=True)
@@ -84,11 +114,11 @@ def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
     routes.add("POST", "/api/me", system.me)
     routes.add("POST", "/api/signout", system.sign_out)
     routes.add("DELETE", "/api/user/keys/*", system.sign_out)
-    routes.add("POST", "/api/generate", inference.generate)
-    routes.add("POST", "/api/chat", inference.chat)
-    routes.add("POST", "/api/embed", embeddings.embed)
-    routes.add("POST", "/api/embeddings", embeddings.embeddings)
-    add_passing_routes(routes, services, policy, bodies)
+    routes.add("HEAD GET", "/v1/models", own.models, is_quiet=True, face=Face.OPENAI)
+    routes.add("HEAD GET", "/v1/models/**", own.model, is_quiet=True, face=Face.OPENAI)
+    routes.add("GET DELETE", "/v1/responses/*", own.stored, face=Face.OPENAI)
+    routes.add("POST", "/v1/responses/*/cancel", own.stored, face=Face.OPENAI)
+    add_asking_routes(routes, services, policy, bodies)
     for route, text in UNSUPPORTED.items():
         method, path = route.split()
         routes.add(method, path, refuse(text))
@@ -98,16 +128,17 @@ def make_routes(services: Services, policy: Policy, bodies: Bodies) -> Routes:
     return routes
 
 
-def add_passing_routes(routes: Routes, services: Services, policy: Policy, bodies: Bodies) -> None:
-    """OpenAI's and Anthropic's routes, and the engine's own."""
-    own, audio, realtime = OpenAi(services), Audio(services, bodies), Realtime(services)
+def add_asking_routes(routes: Routes, services: Asking, policy: Policy, bodies: Bodies) -> None:
+    """The routes on which a model is asked, of every face: what an acceptor answers by itself."""
+    inference, embeddings = Inference(services, bodies), Embeddings(services, bodies)
+    audio, realtime = Audio(services, bodies), Realtime(services)
     passing = Passing(services, bodies, RemoteImages(policy.max_body_bytes) if policy.remote_images else None)
-    routes.add("HEAD GET", "/v1/models", own.models, is_quiet=True, face=Face.OPENAI)
-    routes.add("HEAD GET", "/v1/models/**", own.model, is_quiet=True, face=Face.OPENAI)
+    routes.add("POST", "/api/generate", inference.generate)
+    routes.add("POST", "/api/chat", inference.chat)
+    routes.add("POST", "/api/embed", embeddings.embed)
+    routes.add("POST", "/api/embeddings", embeddings.embeddings)
     for path, wire in WIRES.items():
         routes.add("POST", path, passing.handler(wire), face=wire.face)
-    routes.add("GET DELETE", "/v1/responses/*", own.stored, face=Face.OPENAI)
-    routes.add("POST", "/v1/responses/*/cancel", own.stored, face=Face.OPENAI)
     for path in AUDIO:
         routes.add("POST", path, audio.handler(path), face=Face.OPENAI)
     routes.add("GET", REALTIME, realtime.connect, face=Face.OPENAI)
@@ -141,13 +172,13 @@ class HttpServer:
     @property
     def addresses(self) -> list[str]:
         """Where it listens, as host:port."""
-        return [_shown(each.getsockname()) for each in self._sockets if each.fileno() >= 0]
+        return addresses_of(self._sockets)
 
     async def start(self) -> None:
         """Bind and serve. Raises ALREADY_RUNNING (the port is taken), PERMISSION_DENIED, CONFIG_INVALID (no such
         address)."""
         if not self._sockets:
-            self._sockets = await self._bind()
+            self._sockets = await bind(self._host, self._port)
         await self._runner.setup()
         for each in self._sockets:
             site = web.SockSite(self._runner, each, backlog=BACKLOG)
@@ -179,35 +210,44 @@ class HttpServer:
         await self.stop_listening()
         await self._runner.cleanup()
 
-    async def _bind(self) -> list[socket.socket]:
-        where = f"{self._host or '*'}:{self._port}"
-        loop = asyncio.get_running_loop()
+
+def addresses_of(listeners: Sequence[socket.socket]) -> list[str]:
+    """Where they listen, as host:port."""
+    return [_shown(each.getsockname()) for each in listeners if each.fileno() >= 0]
+
+
+async def bind(host: str, port: int, *, is_shared: bool = False) -> list[socket.socket]:
+    """Sockets that listen on every address of a host. ``is_shared``: others of ours may listen on the same ones, and
+    get their part of the connections. Raises ALREADY_RUNNING (the port is taken), PERMISSION_DENIED, CONFIG_INVALID (no
+    such address)."""
+    where = f"{host or '*'}:{port}"
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise VllamaError(
+            Reason.CONFIG_INVALID, f"cannot listen on {where}: {error.strerror}", "set server.host, or use --host"
+        ) from error
+    bound: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        listener = socket.socket(family, kind, protocol)
         try:
-            found = await loop.getaddrinfo(
-                self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        except socket.gaierror as error:
-            raise VllamaError(
-                Reason.CONFIG_INVALID, f"cannot listen on {where}: {error.strerror}", "set server.host, or use --host"
-            ) from error
-        bound: list[socket.socket] = []
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            listener = socket.socket(family, kind, protocol)
-            try:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind(address)
-                # A second listener on a port is only found out here when SO_REUSEADDR let both bind.
-                listener.listen(BACKLOG)
-                listener.setblocking(False)
-            except OSError as error:
-                listener.close()
-                for other in bound:
-                    other.close()
-                raise _bind_failure(where, self._port, error) from error
-            bound.append(listener)
-        return bound
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            # A second listener on a port is only found out here when SO_REUSEADDR let both bind.
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            for other in bound:
+                other.close()
+            raise _bind_failure(where, port, error) from error
+        bound.append(listener)
+    return bound
 
 
 def _bind_failure(where: str, port: int, error: OSError) -> VllamaError:

@@ -46,7 +46,12 @@ class Lease:
     @property
     def served_name(self) -> str:
         """The model's name in this worker's answers."""
-        return self.model.adapter.name if self.model.adapter is not None else self._client.served_name
+        return self.model.adapter.name if self.model.adapter is not None else self.engine_name
+
+    @property
+    def engine_name(self) -> str:
+        """The name of the model that its worker was loaded with: what it goes by without an adapter."""
+        return self._client.served_name
 
     async def open(
         self, path: str, body: bytes | AsyncIterable[bytes], headers: Mapping[str, str] | None = None

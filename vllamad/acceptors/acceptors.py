@@ -1,0 +1,171 @@
+"""The HTTP face in several processes (floor 4): stands in for ``HttpServer`` in the daemon.
+
+The daemon binds every listening socket and keeps it; acceptors inherit them. Without a service manager's socket each
+acceptor has its own for every address, and the kernel deals connections out among them; else all share the one.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+from vllamad.acceptors.granting import Catalog, Gate
+from vllamad.acceptors.messages import LetGo, StopListening, Terms, Use
+from vllamad.acceptors.post import Outfit, Post
+from vllamad.domain.ports import Launcher
+from vllamad.domain.view import AcceptorView
+from vllamad.http.server import BACKLOG, HttpServer, addresses_of, bind
+
+START_S = 60.0
+"""It takes half a second on an idle machine; a start is not given up because another program had the processors."""
+
+LEAVE_S = 2.0
+_PRIVATE = 0o600
+
+
+class Acceptors:
+    """``count`` of them, which listen on ``sockets``, or else on ``host`` and ``port``. ``serve`` makes the daemon's
+    own HTTP, which they refer to, on a socket that no other user may connect to."""
+
+    def __init__(
+        self,
+        count: int,
+        host: str,
+        port: int,
+        sockets: Sequence[socket.socket],
+        outfit: Outfit,
+        terms: Terms,
+        launcher: Launcher,
+        catalog: Catalog,
+        gate: Gate,
+        serve: Callable[[Sequence[socket.socket]], HttpServer],
+    ) -> None:
+        self._count = count
+        self._host = host
+        self._port = port
+        self._sockets = sockets
+        self._outfit = outfit
+        self._terms = terms
+        self._launcher = launcher
+        self._catalog = catalog
+        self._gate = gate
+        self._serve = serve
+        self._own: HttpServer | None = None
+        self._listeners: list[list[socket.socket]] = []
+        """Of each acceptor."""
+        self._posts: list[Post] = []
+        self._using: list[tuple[Post, asyncio.Future[None]]] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """See ``HttpServer.addresses``."""
+        return addresses_of(self._listeners[0]) if self._listeners else []
+
+    async def start(self) -> None:
+        """Listen; connections wait until ``run``. Raises what ``HttpServer.start`` does."""
+        if self._sockets:
+            self._listeners = [list(self._sockets)] * self._count
+        else:
+            self._listeners = await bind_each(self._host, self._port, self._count)
+
+    async def run(self, started: asyncio.Event) -> None:
+        """Keep the acceptors up until ``close``; ``started`` is set when all of them serve. Raises INTERNAL if one does
+        not come up."""
+        self._own = self._serve([_listen_privately(self._outfit.behind)])
+        await self._own.start()
+        self._posts = [
+            Post(number, mine, self._outfit, lambda: self._terms, self._launcher, self._catalog, self._gate)
+            for number, mine in enumerate(self._listeners, 1)
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            for post in self._posts:
+                tasks.create_task(post.keep(), name=f"acceptor-{post.number}")
+            for post in self._posts:
+                await _up(post)
+            started.set()
+
+    def use(self, terms: Terms) -> None:
+        """Have all go by other terms."""
+        self._terms = terms
+        self._using = [(post, post.tell(lambda number: Use(number, terms))) for post in self._posts]
+
+    async def settle(self) -> None:
+        """Return when they do."""
+        using, self._using = self._using, []
+        for post, done in using:
+            await post.told(done)
+
+    async def stop_listening(self) -> None:
+        """See ``HttpServer.stop_listening``. Who ends from now on is not replaced."""
+        for post in self._posts:
+            post.stay_empty()
+        await self._tell_all(StopListening)
+        for listener in chain.from_iterable(self._listeners):
+            listener.close()
+
+    async def let_go(self) -> None:
+        """See ``HttpServer.let_go``."""
+        await self._tell_all(LetGo)
+
+    async def close(self) -> None:
+        """See ``HttpServer.close``. Afterwards none is there."""
+        await self.stop_listening()
+        for post in self._posts:
+            post.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                for post in self._posts:
+                    await post.is_over.wait()
+        for post in self._posts:
+            await post.end()
+        if self._own is not None:
+            await self._own.close()
+            self._outfit.behind.unlink(missing_ok=True)
+
+    def views(self) -> list[AcceptorView]:
+        """Each now. Reads ``/proc``: call it in a thread."""
+        return [post.view() for post in self._posts]
+
+    async def _tell_all(self, order: type[StopListening] | type[LetGo]) -> None:
+        told = [(post, post.tell(order)) for post in self._posts]
+        for post, done in told:
+            await post.told(done)
+
+
+async def bind_each(host: str, port: int, count: int) -> list[list[socket.socket]]:
+    """So many sets of sockets that listen on the same addresses. Raises what ``bind`` does."""
+    # Who shares a port is not told that a stranger has it, too: so it is first taken for us alone.
+    probes = await bind(host, port)
+    names = [probe.getsockname() for probe in probes]
+    for probe in probes:
+        probe.close()
+    sets: list[list[socket.socket]] = [[] for _ in range(count)]
+    try:
+        for mine in sets:
+            for name in names:
+                mine += await bind(str(name[0]), int(name[1]), is_shared=True)
+    except BaseException:
+        for listener in chain.from_iterable(sets):
+            listener.close()
+        raise
+    return sets
+
+
+async def _up(post: Post) -> None:
+    try:
+        async with asyncio.timeout(START_S):
+            await post.is_up.wait()
+    except TimeoutError:
+        raise post.not_up(f"it did not serve within {START_S:.0f} s") from None
+
+
+def _listen_privately(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(_PRIVATE)  # its folder lets nobody else in either, in the moment before
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
