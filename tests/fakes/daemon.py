@@ -296,8 +296,11 @@ class Daemon:
             wait_for_end(left[0], deadline)
 
     def leftovers(self) -> list[Path]:
-        """What lies in the runtime folder, but for the folder of worker sockets, and the lock, which stays."""
+        """What lies in the runtime folder, but for the folder of worker sockets, and the lock, which stays. The socket
+        that acceptors refer to is none as long as the daemon runs."""
         kept = {self.runtime / "workers", self.runtime / "vllamad.lock"}
+        if self.child is not None and self.child.poll() is None:
+            kept.add(self.runtime / "workers/http")
         return [path for path in self.runtime.rglob("*") if path not in kept]
 
 

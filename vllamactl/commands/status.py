@@ -4,7 +4,7 @@ import time
 
 import click
 
-from vllama.control.v1.daemon_pb2 import Device, GetStatusResponse, Zygote
+from vllama.control.v1.daemon_pb2 import Acceptor, Device, GetStatusResponse, Zygote
 from vllama.control.v1.workers_pb2 import Worker
 from vllamactl import human
 from vllamactl.client import Client
@@ -84,6 +84,7 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
     loaded = sum(1 for worker in status.workers if worker.state in {Worker.READY, Worker.DRAINING})
     facts = [
         ("http", status.http_url),
+        *(("", _acceptor(acceptor)) for acceptor in status.acceptors),
         ("socket", status.socket_path),
         ("state", status.state_folder),
         ("memory", human.size(status.memory_bytes) if status.memory_bytes else ""),
@@ -101,6 +102,16 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
             ("storage", f"{human.size(storage.models_bytes)} of models, {human.size(storage.free_bytes)} free")
         )
     return facts
+
+
+def _acceptor(acceptor: Acceptor) -> str:
+    """``process 1: 3 requests, 61 MB (pid 4711)``"""
+    if not acceptor.pid:
+        return f"process {acceptor.number}: none; it is started again, after {acceptor.starts} times"
+    requests = f"{acceptor.requests} request{'' if acceptor.requests == 1 else 's'}"
+    doing = requests if acceptor.is_ready else "starts"
+    again = f", started {acceptor.starts} times" if acceptor.starts > 1 else ""
+    return f"process {acceptor.number}: {doing}, {human.memory(acceptor.memory_bytes)}{again} (pid {acceptor.pid})"
 
 
 def _zygote(zygote: Zygote) -> str:

@@ -65,10 +65,8 @@ class Acceptors:
 
     async def start(self) -> None:
         """Listen; connections wait until ``run``. Raises what ``HttpServer.start`` does."""
-        if self._sockets:
-            self._listeners = [list(self._sockets)] * self._count
-        else:
-            self._listeners = await bind_each(self._host, self._port, self._count)
+        sockets = self._sockets or await bind_each(self._host, self._port, self._count)
+        self._listeners = deal(sockets, self._count)
 
     async def run(self, started: asyncio.Event) -> None:
         """Keep the acceptors up until ``close``; ``started`` is set when all of them serve. Raises INTERNAL if one does
@@ -134,23 +132,35 @@ class Acceptors:
             await post.told(done)
 
 
-async def bind_each(host: str, port: int, count: int) -> list[list[socket.socket]]:
-    """So many sets of sockets that listen on the same addresses. Raises what ``bind`` does."""
+async def bind_each(host: str, port: int, count: int) -> list[socket.socket]:
+    """Sockets that listen on every address of a host, so many of them on each. Raises what ``bind`` does."""
     # Who shares a port is not told that a stranger has it, too: so it is first taken for us alone.
     probes = await bind(host, port)
     names = [probe.getsockname() for probe in probes]
     for probe in probes:
         probe.close()
-    sets: list[list[socket.socket]] = [[] for _ in range(count)]
+    made: list[socket.socket] = []
     try:
-        for mine in sets:
-            for name in names:
-                mine += await bind(str(name[0]), int(name[1]), is_shared=True)
+        for name in names * count:
+            made += await bind(str(name[0]), int(name[1]), is_shared=True)
     except BaseException:
-        for listener in chain.from_iterable(sets):
+        for listener in made:
             listener.close()
         raise
-    return sets
+    return made
+
+
+def deal(sockets: Sequence[socket.socket], count: int) -> list[list[socket.socket]]:
+    """Which sockets each of so many acceptors listens on. Those of one address are dealt out; where they are fewer than
+    acceptors some share one, and none is left over."""
+    by_address: dict[object, list[socket.socket]] = {}
+    for each in sockets:
+        by_address.setdefault(each.getsockname(), []).append(each)
+    hands: list[list[socket.socket]] = [[] for _ in range(count)]
+    for alike in by_address.values():
+        for number in range(max(len(alike), count)):
+            hands[number % count].append(alike[number % len(alike)])
+    return hands
 
 
 async def _up(post: Post) -> None:

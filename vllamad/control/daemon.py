@@ -139,6 +139,17 @@ class DaemonService(pb_grpc.DaemonServicer):
             decisions=[pb.Decision(time=convert.timestamp(one.time), text=one.text) for one in now.decisions],
             needs_restart=[_change(one) for one in now.needs_restart],
             upgrades=now.upgrades,
+            acceptors=[
+                pb.Acceptor(
+                    number=one.number,
+                    pid=one.pid,
+                    is_ready=one.is_ready,
+                    requests=one.requests,
+                    starts=one.starts,
+                    memory_bytes=one.memory_bytes,
+                )
+                for one in now.acceptors
+            ],
         )
 
     @unary

@@ -14,7 +14,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits", "needs_restart", "upgrades")
+    __slots__ = ("version", "state", "pid", "start_time", "http_url", "socket_path", "state_folder", "memory_bytes", "engine", "workers", "models", "active_requests", "waiting_requests", "devices", "storage", "decisions", "waits", "needs_restart", "upgrades", "acceptors")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[GetStatusResponse.State]
@@ -46,6 +46,7 @@ class GetStatusResponse(_message.Message):
     WAITS_FIELD_NUMBER: _ClassVar[int]
     NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
     UPGRADES_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTORS_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: GetStatusResponse.State
     pid: int
@@ -65,7 +66,24 @@ class GetStatusResponse(_message.Message):
     waits: _containers.RepeatedScalarFieldContainer[str]
     needs_restart: _containers.RepeatedCompositeFieldContainer[Change]
     upgrades: int
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., upgrades: _Optional[int] = ...) -> None: ...
+    acceptors: _containers.RepeatedCompositeFieldContainer[Acceptor]
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[GetStatusResponse.State, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., http_url: _Optional[str] = ..., socket_path: _Optional[str] = ..., state_folder: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[_workers_pb2.Worker, _Mapping]]] = ..., models: _Optional[int] = ..., active_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storage: _Optional[_Union[Storage, _Mapping]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., waits: _Optional[_Iterable[str]] = ..., needs_restart: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., upgrades: _Optional[int] = ..., acceptors: _Optional[_Iterable[_Union[Acceptor, _Mapping]]] = ...) -> None: ...
+
+class Acceptor(_message.Message):
+    __slots__ = ("number", "pid", "is_ready", "requests", "starts", "memory_bytes")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    IS_READY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    pid: int
+    is_ready: bool
+    requests: int
+    starts: int
+    memory_bytes: int
+    def __init__(self, number: _Optional[int] = ..., pid: _Optional[int] = ..., is_ready: bool = ..., requests: _Optional[int] = ..., starts: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("python", "version", "problem", "device", "zygotes")
