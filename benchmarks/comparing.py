@@ -31,15 +31,18 @@ class Side:
     firsts: list[float] = field(default_factory=list[float])
     cpu_us: list[float] = field(default_factory=list[float])
     """Of the daemon, by token."""
+    busiest_us: list[float] = field(default_factory=list[float])
+    """Of the process among several that had most to do, by token of all of them: it fills its core first."""
     client_us: list[float] = field(default_factory=list[float])
     """Of the asking process, by token."""
 
-    def note(self, played: Round, daemon_s: float) -> None:
+    def note(self, played: Round, daemon_s: float, busiest_s: float = 0.0) -> None:
         self.tokens += played.tokens
         self.texts.append(played.texts)
         self.speeds.append(played.tokens / played.spent_s)
         self.firsts.append(median(answer.first_s for answer in played.answers))
         self.cpu_us.append(daemon_s * 1e6 / played.tokens)
+        self.busiest_us.append(busiest_s * 1e6 / played.tokens)
         self.client_us.append(played.cpu_s * 1e6 / played.tokens)
 
 

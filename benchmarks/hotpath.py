@@ -11,7 +11,6 @@ from statistics import median
 
 from benchmarks.client import Client, Target
 from benchmarks.comparing import Side
-from benchmarks.machine import cpu_s
 from benchmarks.measuring import Effort, Say, daemon_of, pid_of, worker_target
 from benchmarks.proxies import Way, nginx_program, nginx_to, pipe_to
 from benchmarks.report import Row, streams_of
@@ -76,10 +75,11 @@ def contest(
         start = number % len(names)
         for name in names[start:] + names[:start]:
             way = ways[name]
-            before = cpu_s(way.pid)
+            before = way.cpu_s()
             played = client.play(way.target, model, asked, tokens)
+            spent = [now - then for now, then in zip(way.cpu_s(), before, strict=True)]
             if number:
-                sides[name].note(played, cpu_s(way.pid) - before)
+                sides[name].note(played, sum(spent), max(spent))
     return sides
 
 

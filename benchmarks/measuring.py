@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import BenchFailed, Client, Target
+from benchmarks.client import ROOT, BenchFailed, Client, Target
 from benchmarks.comparing import Comparison, compare, prompts
 from benchmarks.machine import cpu_s, resident_mb
 from benchmarks.report import Row, streams_of
@@ -93,7 +93,10 @@ class HeardDaemon(Daemon):
 def daemon_of(engine: Path, **faults: dict[str, Any]) -> Generator[Daemon]:
     """A daemon that is not started, in a folder of its own; ``faults`` are models of the fake engine."""
     # What a test wants to hear of Python's warnings costs time.
-    daemon = HeardDaemon(engine, {"PYTHONWARNINGS": ""})
+    environment = {"PYTHONWARNINGS": ""}
+    if ROOT in engine.parents:  # a fake one: a zygote of it would be that of the tests
+        environment["VLLAMA_ENGINE_ZYGOTE"] = "off"
+    daemon = HeardDaemon(engine, environment)
     try:
         for name, values in faults.items():
             daemon.add_model(f"{name}:latest", **values)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.client import ROOT, BenchFailed, Target
+from benchmarks.machine import cpu_s
 
 START_S = 5.0
 NGINX = """
@@ -48,10 +49,15 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Whom to ask, and the process that stands between: whose CPU counts."""
+    """Whom to ask, and the process that stands between, or several: whose CPU counts."""
 
     target: Target
     pid: int
+    others: tuple[int, ...] = ()
+
+    def cpu_s(self) -> list[float]:
+        """What each has used so far."""
+        return [cpu_s(pid) for pid in (self.pid, *self.others)]
 
 
 @contextlib.contextmanager

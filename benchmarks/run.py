@@ -53,7 +53,7 @@ def main() -> int:
     options = parse()
     # Run by its path, not as a module: what this folder lies in is what can be imported.
     sys.path[0] = str(ROOT)
-    from benchmarks import cold_start, hotpath, machine, measuring, passthrough, plots, scaling
+    from benchmarks import cold_start, hotpath, machine, measuring, passthrough, plots, processes, scaling
     from benchmarks.client import BenchFailed
     from benchmarks.report import Row, table
 
@@ -74,6 +74,7 @@ def main() -> int:
         "gateway alone": lambda: measuring.measure_gateway(effort, say),
         "passthrough": lambda: passthrough.measure_passthrough(effort, say),
         "fast source": lambda: hotpath.measure_hotpath(effort, say),
+        "processes": lambda: processes.measure_processes(effort, say),
         "growth": lambda: scaling.measure_scaling(effort, say),
     }
     if options.engine is not None:

@@ -22,6 +22,7 @@ from tests.soak.control import Control, Shown
 from tests.soak.questions import Kind, Outcome, Question, Wire
 from tests.soak.victims import Seen, Victim, everyone
 
+ACCEPTOR = b"vllamad.acceptors"
 SHARED_MEMORY = Path("/dev/shm")
 TRACE_LINES = 16
 BUGS = re.compile(
@@ -224,10 +225,11 @@ class World:
         checks.that(not (bugs := self.bugs()), "no bug in the log", "\n".join(bugs[:5]))
 
     def processes(self) -> list[Seen]:
-        """Who carries the daemon's marker, or runs the fake engine for it."""
+        """Who carries the daemon's marker, or runs the fake engine for it; but for acceptors, which it keeps."""
         owner = os.fsencode(f"VLLAMA_WORKER={self.daemon.runtime}:")
         uds = os.fsencode(self.daemon.runtime / "workers")
-        return [seen for seen in everyone() if seen.marker.startswith(owner) or uds in seen.command]
+        mine = [seen for seen in everyone() if seen.marker.startswith(owner) or uds in seen.command]
+        return [seen for seen in mine if ACCEPTOR not in seen.command]
 
     def leftovers(self) -> list[Path]:
         return [path for path in self.daemon.leftovers() if path != self.daemon.socket]
