@@ -136,13 +136,14 @@ async def bind_each(host: str, port: int, count: int) -> list[socket.socket]:
     """Sockets that listen on every address of a host, so many of them on each. Raises what ``bind`` does."""
     # Who shares a port is not told that a stranger has it, too: so it is first taken for us alone.
     probes = await bind(host, port)
-    names = [probe.getsockname() for probe in probes]
+    # A port that the kernel chose is another one for each address.
+    where = [(host, port)] if port else [(str(name[0]), int(name[1])) for name in (one.getsockname() for one in probes)]
     for probe in probes:
         probe.close()
     made: list[socket.socket] = []
     try:
-        for name in names * count:
-            made += await bind(str(name[0]), int(name[1]), is_shared=True)
+        for name, number in where * count:
+            made += await bind(name, number, is_shared=True)
     except BaseException:
         for listener in made:
             listener.close()

@@ -81,9 +81,8 @@ class Server:
         Integer(1, 64),
         1,
         "Processes that take HTTP connections and answer requests; 1: the daemon itself.",
-        "One carries some ten thousand tokens a second on one core. Where that is not enough, so many processes beside "
-        "the daemon share the connections; each takes about 60 MB. They hold no model: memory of GPUs stays the same.",
-        effect=Effect.AT_RESTART,
+        "One fills its core with some 40,000 tokens a second that arrive one by one. Several share the connections "
+        "beside the daemon, which then grants leases only; each takes about 50 MB.",
     )
     drain_s: float = row(
         Duration(),
