@@ -82,7 +82,7 @@ class Server:
         1,
         "Processes that take HTTP connections and answer requests; 1: the daemon itself.",
         "One fills its core with some 40,000 tokens a second that arrive one by one. Several share the connections "
-        "beside the daemon, which then grants leases only; each takes about 50 MB.",
+        "beside the daemon, which then grants leases only; each takes about 45 MB.",
     )
     drain_s: float = row(
         Duration(),
