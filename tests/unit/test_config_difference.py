@@ -30,6 +30,8 @@ NEED_A_RESTART = {
     "engine.log_lines", "scheduler.sleep",
     # Who reads the log has been told its form.
     "logging.format",
+    # Processes are started with the sockets that they share.
+    "server.processes",
     # Places.
     "config", "state_dir", "runtime_dir",
 }  # fmt: skip

@@ -188,6 +188,8 @@ def test_who_listens_is_found_by_the_sockets_number(machine: Machine) -> None:
 def test_a_script_is_known_by_its_name(machine: Machine) -> None:
     process(machine, 5, cmdline="/opt/bin/python /opt/bin/vllamad --port 1")
     assert processes.program_name(machine, 5) == "vllamad"
+    process(machine, 6, cmdline="/opt/bin/python -P -m vllamad.acceptors 27")
+    assert processes.program_name(machine, 6) == "vllamad"
 
 
 CONFIG = Part({"runtime": "/run/v", "state": "/var/lib/v", "worker_sockets": "/run/v/workers"})

@@ -69,10 +69,14 @@ def _holders(machine: Machine, inodes: set[str]) -> dict[str, tuple[int, str]]:
     return found
 
 
+_OURS = frozenset({"vllamad", "vllamad.acceptors"})
+
+
 def program_name(machine: Machine, pid: int) -> str:
-    """``vllamad`` also for a script that an interpreter runs; else what the kernel calls it."""
+    """``vllamad`` also for a script that an interpreter runs, and for the daemon's HTTP processes; else what the kernel
+    calls it."""
     words = machine.read(f"/proc/{pid}/cmdline").split("\0")[:4]
-    if any(word.rpartition("/")[2] == "vllamad" for word in words):
+    if any(word.rpartition("/")[2] in _OURS for word in words):
         return "vllamad"
     return machine.read(f"/proc/{pid}/comm").strip()
 
