@@ -29,6 +29,7 @@ class Channel(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
+        self._outgoing: list[bytes] = []
 
     @classmethod
     async def over(cls, end: socket.socket, take: Callable[[bytes], None], on_lost: Callable[[], None]) -> "Channel":
@@ -40,14 +41,22 @@ class Channel(asyncio.Protocol):
 
     def send(self, message: Message) -> None:
         """Send a message; never waits. What is said to an end that is gone is lost, which ``on_lost`` tells."""
-        if self._transport is not None and not self._transport.is_closing():
-            data = encode(message)
-            self._transport.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+        if not self._outgoing:
+            # What is said in one turn of the loop, as at the end of a request, is one write and one read.
+            asyncio.get_running_loop().call_soon(self._flush)
+        data = encode(message)
+        self._outgoing += (len(data).to_bytes(LENGTH_BYTES, "big"), data)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, once what was said is on its way."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if outgoing and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(outgoing))
 
     # --- asyncio's calls -----------------------------------------------------------------------------------------
 
