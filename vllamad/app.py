@@ -104,7 +104,6 @@ from vllamad.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from vllamad.acceptors.acceptors import Acceptors
-    from vllamad.acceptors.messages import Terms as AcceptorTerms
 
 log = logging.getLogger("vllamad.daemon")
 
@@ -251,7 +250,7 @@ class Daemon:
             DaemonService(self._supervisor, self._status, lambda: self._loaded.shown(), self._reload, self._upgrade),
             InferenceService(self._catalog, self._gate, self._clock),
         )
-        self._services = services = Services(
+        services = Services(
             self._catalog,
             Receiving(uploads),
             self._loading,
@@ -306,7 +305,8 @@ class Daemon:
                 child_environment(self._environ, with_network=True),
                 places.runtime,
             ),
-            self._terms_of_acceptors(settings),
+            policy(settings, self._sockets),
+            settings.logging.level,
             self._launcher,
             self._catalog,
             self._gate,
@@ -625,7 +625,7 @@ class Daemon:
         self._catalog.use_aliases(dict(settings.models.aliases))
         use_policy(self._web, policy(settings, self._sockets))
         if self._acceptors is not None:
-            self._acceptors.use(self._terms_of_acceptors(settings))
+            self._acceptors.use(policy(settings, self._sockets), settings.logging.level)
         self._gate.use(gate_limits(settings))
         self._reconciling.carry_out(consequences)
         self._loading.tidy()
@@ -638,11 +638,6 @@ class Daemon:
 
     async def _reload(self, is_dry_run: bool) -> Reloaded:
         return await self._reloading.reload(is_dry_run=is_dry_run)
-
-    def _terms_of_acceptors(self, settings: Settings) -> "AcceptorTerms":
-        from vllamad.acceptors.messages import Terms as AcceptorTerms
-
-        return AcceptorTerms(policy(settings, self._sockets), settings.logging.level)
 
     def _terms(self, settings: Settings) -> Terms:
         return Terms(
@@ -664,6 +659,7 @@ class Daemon:
         places = self._loaded.places
         # First: all else is of one moment.
         zygotes = await asyncio.to_thread(self._launcher.zygotes.views)
+        acceptors = await asyncio.to_thread(self._acceptors.views) if self._acceptors is not None else []
         return DaemonStatus(
             state=self._state,
             pid=os.getpid(),
@@ -683,7 +679,7 @@ class Daemon:
             waits=list(self._gate.waits.values()),
             decisions=list(self._supervisor.decisions),
             needs_restart=self._loaded.pending,
-            acceptors=await asyncio.to_thread(self._acceptors.views) if self._acceptors is not None else (),
+            acceptors=acceptors,
             upgrades=self._count,
         )
 

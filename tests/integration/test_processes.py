@@ -1,5 +1,6 @@
 """HTTP in several processes: the same answers as with one, and what happens when one of them dies."""
 
+import gzip
 import http.client
 import json
 import os
@@ -93,6 +94,8 @@ SAME: list[tuple[str, str, object, dict[str, str]]] = [
     ("POST", "/v1/messages", {"model": "tiny", "messages": HELLO, "max_tokens": 3}, {}),
     ("POST", "/tokenize", {"model": "tiny", "prompt": "one two"}, {}),
     ("POST", "/api/embed", {"model": "tiny", "input": "x"}, {}),
+    ("POST", "/api/chat", gzip.compress(json.dumps(CHAT).encode()), {"Content-Encoding": "gzip"}),
+    ("POST", "/api/show", gzip.compress(b'{"model": "tiny"}'), {"Content-Encoding": "gzip"}),
     ("POST", "/api/chat", b"{", {}),
     ("POST", "/api/chat", b"", {}),
     ("POST", "/api/chat", {"model": "nobody", "messages": HELLO}, {}),

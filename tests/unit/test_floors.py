@@ -162,10 +162,10 @@ def test_every_package_is_in_the_distribution() -> None:
 
 
 def test_the_daemon_imports_no_engine_and_no_torch() -> None:
-    """And neither does it load what only its children need."""
+    """And neither does it load what only its children need, or what takes several HTTP processes."""
     code = (
         "import sys, vllamad.__main__, vllamad.app\n"
-        "heavy = {'vllm', 'torch', 'transformers', 'huggingface_hub', 'pynvml', 'numpy', 'rich', 'click'}\n"
+        "heavy = {'vllm', 'torch', 'transformers', 'huggingface_hub', 'pynvml', 'numpy', 'rich', 'click', 'msgspec'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

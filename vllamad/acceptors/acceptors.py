@@ -17,6 +17,7 @@ from vllamad.acceptors.post import Outfit, Post
 from vllamad.domain.ports import Launcher
 from vllamad.domain.view import AcceptorView
 from vllamad.http.server import BACKLOG, HttpServer, addresses_of, bind
+from vllamad.http.services import Policy
 
 START_S = 60.0
 """It takes half a second on an idle machine; a start is not given up because another program had the processors."""
@@ -36,7 +37,8 @@ class Acceptors:
         port: int,
         sockets: Sequence[socket.socket],
         outfit: Outfit,
-        terms: Terms,
+        policy: Policy,
+        log_level: str,
         launcher: Launcher,
         catalog: Catalog,
         gate: Gate,
@@ -47,7 +49,7 @@ class Acceptors:
         self._port = port
         self._sockets = sockets
         self._outfit = outfit
-        self._terms = terms
+        self._terms = Terms(policy, log_level)
         self._launcher = launcher
         self._catalog = catalog
         self._gate = gate
@@ -84,9 +86,9 @@ class Acceptors:
                 await _up(post)
             started.set()
 
-    def use(self, terms: Terms) -> None:
-        """Have all go by other terms."""
-        self._terms = terms
+    def use(self, policy: Policy, log_level: str) -> None:
+        """Have all go by another policy and level of the log."""
+        terms = self._terms = Terms(policy, log_level)
         self._using = [(post, post.tell(lambda number: Use(number, terms))) for post in self._posts]
 
     async def settle(self) -> None:
