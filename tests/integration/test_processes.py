@@ -280,6 +280,23 @@ def test_they_die_with_a_daemon_that_is_killed(new_house: NewHouse) -> None:
     assert daemon.leftovers() == []
 
 
+def test_a_stop_lets_streams_finish_and_tells_those_that_do_not(new_house: NewHouse) -> None:
+    slow = {"tokens": 100_000, "token_delay_s": 0.05}
+    daemon = new_house(**TWO, VLLAMA_SERVER_DRAIN="2s", models={"endless": slow, "tiny": {}})
+    streams = open_streams(daemon, 6)
+    body = {"model": "endless", "messages": HELLO, "options": {"num_predict": 10}}
+    short = daemon.open_stream("/api/chat", body)
+    assert short.line()["message"]["content"]
+    daemon.send_signal(signal.SIGTERM)
+    assert short.rest()[-1]["done_reason"] == "length", "it had time enough"
+    for stream in streams:
+        assert "error" in stream.rest()[-1]
+    assert daemon.stop() == 0
+    daemon.wait_no_processes()
+    with pytest.raises(ConnectionRefusedError):
+        daemon.request("GET", "/")
+
+
 PASSES_A_SOCKET = """
 import os, socket, sys
 listener = socket.create_server(("127.0.0.1", 0))

@@ -299,6 +299,22 @@ def test_who_leaves_the_queue_has_left_it() -> None:
     run(work)
 
 
+def test_who_leaves_in_the_moment_of_asking_leaves_nothing() -> None:
+    async def work() -> None:
+        gate, said = FakeGate(), list[messages.FromDaemon]()
+        granting = Granting(OneModel(), gate, said.append)
+        granting.take(Ask(1, KIND.name, None, ""))
+        granting.take(messages.Over(1))
+        granting.take(messages.Over(2))
+        (holder,) = granting._holders.values()
+        with pytest.raises(asyncio.CancelledError):
+            await holder
+        await asyncio.sleep(0)
+        assert not granting._holders and not gate.asked and not said
+
+    run(work)
+
+
 @pytest.mark.parametrize("is_early", [False, True])
 def test_a_lease_that_breaks_there_is_broken_here(is_early: bool) -> None:
     died = VllamaError(Reason.ENGINE_DIED, "the engine has stopped", "see its last lines", model="m")

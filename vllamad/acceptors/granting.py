@@ -95,8 +95,10 @@ class Granting:
             case Unload():
                 self._answer(number, lambda: self._unload(number, asked.name))
             case Ask():
-                holding = self._hold(asked)
-                self._holders[number] = asyncio.get_running_loop().create_task(holding, name=f"acceptor/{number}")
+                holder = asyncio.get_running_loop().create_task(self._hold(asked), name=f"acceptor/{number}")
+                # Not at the end of what it does: one that is cancelled at once does not even begin.
+                holder.add_done_callback(lambda _: self._holders.pop(number))
+                self._holders[number] = holder
             case Over():
                 if holder := self._holders.get(number):
                     holder.cancel()
@@ -140,7 +142,6 @@ class Granting:
             self._refuse(number, _bug(error))
         finally:
             self._leases.pop(number, None)
-            del self._holders[number]
 
     def _answer(self, number: int, answer: Callable[[], FromDaemon]) -> None:
         try:
