@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.http_services import model
@@ -89,6 +89,7 @@ def test_a_failure_is_the_same_one_on_the_other_side() -> None:
     assert isinstance(lost, ModelNotFound) and repr(lost) == repr(ModelNotFound("nobody", "no such thing", "pull it"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 64))
 def test_messages_arrive_whole_and_in_order_however_they_are_cut(said: list[bytes], cut: int) -> None:
     heard: list[bytes] = []
