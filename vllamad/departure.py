@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from vllama import __version__
 from vllama.reasons import Reason
@@ -16,7 +16,6 @@ from vllamad.domain.ports import Clock, Notifier
 from vllamad.domain.worker import Kind, State
 from vllamad.gate.gate import Gate
 from vllamad.host.logs import event
-from vllamad.http.server import HttpServer
 from vllamad.models.restoring import Restoring
 from vllamad.operations.registry import Operations
 from vllamad.operations.reloading import Reloading
@@ -33,6 +32,15 @@ SETTLING_S = 30.0
 SETTLING_LOOK_S = 0.05
 
 
+class HttpFace(Protocol):
+    """The HTTP face, in one process or in several."""
+
+    def hand_over(self) -> tuple[int, ...]: ...
+    async def stop_listening(self) -> None: ...
+    async def let_go(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 class Departure:
     """``stop`` is set when somebody asks the daemon to stop."""
 
@@ -44,7 +52,7 @@ class Departure:
         restoring: Restoring,
         reloading: Reloading,
         upgrading: Upgrading,
-        http: HttpServer,
+        http: HttpFace,
         control: ControlServer,
         notifier: Notifier,
         clock: Clock,

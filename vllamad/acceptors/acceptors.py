@@ -5,6 +5,7 @@ acceptor has its own for every address, and the kernel deals connections out amo
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -96,6 +97,10 @@ class Acceptors:
         using, self._using = self._using, []
         for post, done in using:
             await post.told(done)
+
+    def hand_over(self) -> tuple[int, ...]:
+        """See ``HttpServer.hand_over``."""
+        return tuple(os.dup(each.fileno()) for each in dict.fromkeys(chain.from_iterable(self._listeners)))
 
     async def stop_listening(self) -> None:
         """See ``HttpServer.stop_listening``. Who ends from now on is not replaced."""
