@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -111,8 +112,14 @@ def _serve(
     from vllamad.app import Daemon
 
     async def serve() -> tuple[Handover | None, Sequence[int]]:
-        left = await Daemon(loaded, os.environ, reread, passed.http, handed, own_program()).run()
-        return left, note_signals() if left is not None else ()
+        daemon = Daemon(loaded, os.environ, reread, passed.http, handed, own_program())
+        left = await daemon.run()
+        if left is None:
+            return None, ()
+        noted = note_signals()
+        if daemon.is_asked_to_stop:  # too late for it to end what it has handed over: its successor does
+            noted.append(signal.SIGTERM)
+        return left, noted
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve())

@@ -348,6 +348,11 @@ class Daemon:
             self._end_sink()
         return handover
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Somebody wants it to end."""
+        return self._stop.is_set()
+
     async def _until_the_end(self) -> Handover | None:
         """Serve; what is handed over at the end, None if it was asked to stop."""
         stop, wish = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._upgrading.wished())

@@ -246,6 +246,8 @@ def test_a_program_that_cannot_be_executed_in_the_end_leaves_the_old_one_serving
     own = daemon.root / "python"
     own.symlink_to(Path(sys.executable).resolve())
     daemon.environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "proto"), *sys.path])
+    # Acceptors could not be executed again either, and then the daemon ends.
+    daemon.environment["VLLAMA_SERVER_PROCESSES"] = "1"
     daemon.program = [str(own), "-m", "vllamad"]
     daemon.start()
     assert daemon.request("POST", "/api/chat", CHAT).status == 200
