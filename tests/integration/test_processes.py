@@ -297,6 +297,20 @@ def test_a_stop_lets_streams_finish_and_tells_those_that_do_not(new_house: NewHo
         daemon.request("GET", "/")
 
 
+def test_an_upgrade_has_others_on_the_same_sockets(new_house: NewHouse) -> None:
+    daemon = new_house(**TWO, models={"tiny": {}})
+    assert daemon.request("POST", "/api/chat", CHAT | {"stream": False}).status == 200
+    before, (engine,) = {one["pid"] for one in acceptors(daemon)}, daemon.workers()
+    daemon.ctl("upgrade")
+    answers = [daemon.request("POST", "/api/chat", CHAT | {"stream": False}) for _ in range(SEVERAL)]
+    assert {answer.status for answer in answers} == {200}
+    after = acceptors(daemon)
+    assert len(after) == 2 and not before & {one["pid"] for one in after}
+    assert [one["pid"] for one in daemon.workers()] == [engine["pid"]]
+    assert daemon.stop() == 0
+    daemon.wait_no_processes()
+
+
 PASSES_A_SOCKET = """
 import os, socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
