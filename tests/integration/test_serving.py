@@ -74,6 +74,7 @@ def test_the_same_request_id_is_in_the_answer_and_the_log(house: Daemon) -> None
     response.read()
     connection.close()
     assert response.headers["X-Request-Id"] == "caller-7"
+    house.wait_log("http.request id=caller-7")  # with several processes it comes behind the answer
     (line,) = [line for line in house.log_text().splitlines() if "http.request id=caller-7" in line]
     assert "model=tiny" in line and "tokens=1" in line
     assert "secret words" not in house.log_text()
