@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# No example has a deadline: how long one takes is the machine's, not the code's.
+settings.register_profile("whole", deadline=None)
+settings.load_profile("whole")
 # For `make test-quick`: a developer's loop. Everything else takes hypothesis's own number.
-settings.register_profile("quick", max_examples=25)
+settings.register_profile("quick", max_examples=25, deadline=None)
 
 
 def pytest_configure() -> None:
