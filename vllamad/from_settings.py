@@ -39,6 +39,7 @@ def engine_options(
         zygote=engine.zygote,
         fast_loaders=engine.fast_loaders,
         sleep=settings.scheduler.sleep == "auto",
+        fast_path=engine.fast_path != "off",
         enforce_eager={"on": True, "off": False}.get(engine.enforce_eager),
         cpu_count=len(os.sched_getaffinity(0)),
         has_bfloat16=has_bfloat16() if prefers_bfloat16 is None else prefers_bfloat16,

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import engine_faces as faces
+import engine_lines
 from engine_answers import Card, Refused, chunks, count_tokens, embeddings, plan, sse, whole
 from engine_sleep import NONSENSE, Sleep, failed
 
@@ -99,6 +100,10 @@ class Faults:
     """What the model says first in every answer, before it repeats the question and counts."""
     tracked_memory: str = ""
     """Share a file of /dev/shm with the core, as vLLM's processes do; its name is this and the leader's pid."""
+    has_lines: bool = False
+    """Have loaded our plugin that writes lines, where it lies on PYTHONPATH."""
+    other_lines: bool = False
+    """Say that it is another one than the daemon's."""
     more: str = ""
     """A file with more of these, read at start."""
 
@@ -360,6 +365,9 @@ class FakeEngine:
                     f"# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{label} {usage}\n"
                 )
                 return await respond(writer, 200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
+            case engine_lines.ROUTE if self.faults.has_lines:
+                told = engine_lines.told(thinks=self.card.has_reasoning, is_other=self.faults.other_lines)
+                return await respond(writer, 200, told)
             case "/_fake/state":
                 return await respond(writer, 200, self.state())
             case _:
@@ -405,6 +413,8 @@ class FakeEngine:
             error = {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
             await respond(writer, 500, {"error": error})
             return False
+        if self.faults.has_lines and path == engine_lines.ROUTE:
+            return await self.generate(writer, path, body)
         if path not in (POOLING_ROUTES if self.card.is_pooling else GENERATING_ROUTES):
             return await respond(writer, 404, {"detail": "Not Found"})
         if path == "/v1/messages/count_tokens":
@@ -441,15 +451,17 @@ class FakeEngine:
             answer = faces.response(card, body, decided, number)
             events = faces.response_events(card, body, decided, number)
         else:
-            is_chat = path == "/v1/chat/completions"
+            is_chat = path in {"/v1/chat/completions", engine_lines.ROUTE}
             answer = whole(card, body, decided, number, is_chat=is_chat)
             events = map(sse, chunks(card, body, decided, number, is_chat=is_chat))
         if not body.get("stream"):
             return await self.once(writer, answer, self.faults.token_delay_s * len(decided.tokens))
-        ends = sse("[DONE]") if path in {"/v1/chat/completions", "/v1/completions"} else b""
+        ends = sse("[DONE]") if path in {"/v1/chat/completions", "/v1/completions", engine_lines.ROUTE} else b""
+        if path == engine_lines.ROUTE:
+            events = engine_lines.written(events, body["vllama_line"])
         self.running += 1
         try:
-            await self.stream(writer, events, ends)
+            await self.stream(writer, events, ends, writes_lines=path == engine_lines.ROUTE)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
             raise
@@ -520,12 +532,14 @@ class FakeEngine:
         self.finished += 1
         return True
 
-    async def stream(self, writer: asyncio.StreamWriter, events: Iterator[bytes], ends: bytes) -> None:
+    async def stream(
+        self, writer: asyncio.StreamWriter, events: Iterator[bytes], ends: bytes, *, writes_lines: bool = False
+    ) -> None:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         sent = 0
-        async for event in self.spoiled(events, ends):
+        async for event in self.spoiled(events, ends, writes_lines=writes_lines):
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))
             await writer.drain()
             sent += 1
@@ -536,11 +550,13 @@ class FakeEngine:
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
-    async def spoiled(self, events: Iterator[bytes], ends: bytes) -> AsyncIterator[bytes]:
+    async def spoiled(
+        self, events: Iterator[bytes], ends: bytes, *, writes_lines: bool = False
+    ) -> AsyncIterator[bytes]:
         for at, event in enumerate(events):
             if self.core_is_dead or (at and at == self.faults.error_in_stream):
                 error = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
-                yield sse({"error": error | {"param": None}})
+                yield (engine_lines.MARK if writes_lines else b"") + sse({"error": error | {"param": None}})
                 break
             if at:
                 await asyncio.sleep(self.faults.token_delay_s)

@@ -322,6 +322,7 @@ class FakeLease:
     asked: list[tuple[str, dict[str, Any], Mapping[str, str]]] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     served_name: str = "m"
+    has_fast_path: bool = False
     bodies: list[bytes] = field(default_factory=list)
 
     async def open(

@@ -81,6 +81,7 @@ class FakeClient:
     """Healthy when its child says so."""
 
     served_name = "m:latest"
+    fast_path = ""
 
     def __init__(self, child: "FakeChild") -> None:
         self.child = child
@@ -98,6 +99,9 @@ class FakeClient:
 
     async def context_length(self) -> int:
         return 2048
+
+    async def look_for_fast_path(self) -> None:
+        self.fast_path = "off"
 
     async def open(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None

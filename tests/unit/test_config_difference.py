@@ -38,7 +38,7 @@ NEED_A_RESTART = {
 NEXT_LOAD = {
     "models.context_length", "models.cache_tokens", "engine.cpu_kv_bytes", "engine.max_num_batched_tokens",
     "engine.max_num_seqs", "engine.enforce_eager", "engine.dtype", "engine.args", "engine.env",
-    "engine.prefetch", "engine.warm_up", "engine.fast_loaders", "scheduler.num_parallel",
+    "engine.prefetch", "engine.warm_up", "engine.fast_loaders", "engine.fast_path", "scheduler.num_parallel",
 }  # fmt: skip
 
 

@@ -31,10 +31,14 @@ TODAY = "2026-02-03"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n....").decode()
 
 
-def chat_fields(which: Model = PLAIN, **request: Any) -> dict[str, Any]:
+def chat_request(which: Model = PLAIN, **request: Any):
     chat = read_chat(json.dumps({"model": "m", **request}).encode())
     check_chat(chat, which)
-    return build_chat(chat, which, read_options(options_with(which, chat.asked.options)), 4096, TODAY).fields
+    return build_chat(chat, which, read_options(options_with(which, chat.asked.options)), 4096, TODAY)
+
+
+def chat_fields(which: Model = PLAIN, **request: Any) -> dict[str, Any]:
+    return chat_request(which, **request).fields
 
 
 def generate_request(which: Model = PLAIN, **request: Any):
@@ -210,3 +214,42 @@ def test_an_answer_that_was_begun_is_gone_on_with() -> None:
         question,
     ):
         assert "continue_final_message" not in chat_fields(messages=[question, last])
+
+
+@pytest.mark.parametrize(
+    ("which", "more"),
+    [
+        (PLAIN, {}),
+        (PLAIN, {"options": {"stop": ["x"], "seed": 1, "num_predict": 5, "top_k": 3}}),
+        (TOOLS, {}),
+    ],
+)
+def test_a_chat_of_nothing_but_text_is_plain(which: Model, more: dict[str, Any]) -> None:
+    request = chat_request(which, messages=[{"role": "user", "content": "Hi"}], **more)
+    assert request.is_plain
+    request.ask_for_lines(["a", "b", "c"])
+    assert json.loads(request.body)["vllama_line"] == ["a", "b", "c"]
+    assert b"vllama_line" not in request.tokenize_body
+    assert not request.is_plain, "it is asked for once"
+
+
+@pytest.mark.parametrize(
+    ("which", "more"),
+    [
+        (PLAIN, {"stream": False}),
+        (PLAIN, {"format": "json"}),
+        (PLAIN, {"logprobs": True}),
+        (THINKING, {}),
+        (THINKING, {"think": False}),
+        (TOOLS, {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
+        (VISION, {"messages": [{"role": "user", "content": "Hi", "images": [PNG]}]}),
+    ],
+)
+def test_a_chat_with_anything_else_is_not_plain(which: Model, more: dict[str, Any]) -> None:
+    assert not chat_request(which, **{"messages": [{"role": "user", "content": "Hi"}], **more}).is_plain
+
+
+def test_a_generate_is_plain_unless_it_is_a_completion_or_goes_on() -> None:
+    assert generate_request().is_plain
+    for more in ({"raw": True}, {"template": "{{ .Prompt }}"}, {"context": [1, 2]}, {"stream": False}):
+        assert not generate_request(**more).is_plain, more

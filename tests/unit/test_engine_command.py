@@ -11,6 +11,7 @@ from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Capability, Model, ModelDetails, ModelFile, Recipe, Source, SourceKind
 from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import Command, EnginePlace, EngineVersion, WorkerPlaces
+from vllamad.engine import fast_path
 from vllamad.engine.command import (
     GUARD,
     LATE,
@@ -250,6 +251,16 @@ def test_names_that_are_asked_for_win_except_over_the_guard() -> None:
     assert env["PYTHONPATH"] == f"{GUARD}:/mine"
     assert env["VLLM_PLUGINS"] == "mine,vllama_guard"
     assert "VLLM_PLUGINS" not in build().env
+
+
+def test_the_fast_path_is_a_folder_and_names() -> None:
+    options = replace(OPTIONS, fast_path=True)
+    assert build(options=options).env["PYTHONPATH"] == f"{GUARD}:{fast_path.FOLDER}"
+    assert "VLLM_PLUGINS" not in build(options=options).env, "the plugin names itself, beside all that is there"
+    inherited = {"VLLM_PLUGINS": "mine"}
+    env = build(options=replace(options, inherited=inherited, env_names=tuple(inherited))).env
+    assert env["VLLM_PLUGINS"] == "mine,vllama_guard,vllama_lines_admission,vllama_lines"
+    assert str(fast_path.FOLDER) not in build().env["PYTHONPATH"]
 
 
 def test_guard_is_a_plugin_that_python_finds_on_its_folder() -> None:

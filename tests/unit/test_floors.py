@@ -61,6 +61,7 @@ DOORS: dict[str, set[str]] = {
 CHILD_SCRIPTS = {
     "vllamad/hub/convert_gguf.py",
     "vllamad/engine/guard/",
+    "vllamad/engine/lines/",
     "vllamad/engine/self_test/",
     "vllamad/engine/zygote/",
 }

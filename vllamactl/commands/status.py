@@ -82,6 +82,7 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
     engine = status.engine
     engine_words = engine.version or ("not known yet" if not engine.problem else "")
     loaded = sum(1 for worker in status.workers if worker.state in {Worker.READY, Worker.DRAINING})
+    fast = sum(1 for worker in status.workers if worker.fast_path == "on")
     facts = [
         ("http", status.http_url),
         *(("", _acceptor(acceptor)) for acceptor in status.acceptors),
@@ -93,6 +94,7 @@ def _facts(status: GetStatusResponse) -> list[tuple[str, str]]:
         ("", engine.python),
         *(("", _zygote(zygote)) for zygote in engine.zygotes),
         ("models", f"{status.models} on disk, {loaded} loaded"),
+        ("", f"{fast} with the fast path" if fast else ""),
         ("requests", f"{status.active_requests} running, {status.waiting_requests} waiting"),
     ]
     facts += [("device", _device(device)) for device in status.devices]

@@ -127,6 +127,7 @@ def worker(view: WorkerView) -> workers_pb2.Worker:
         is_pinned=view.is_pinned,
         holder=view.holder,
         cache_usage=view.cache_usage,
+        fast_path=view.fast_path,
         start_time=timestamp(view.start_time),
     )
     if view.state is State.STARTING:

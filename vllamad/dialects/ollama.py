@@ -28,10 +28,21 @@ COMPLETIONS_PATH = "/v1/completions"
 _PLACES = re.compile(r"\{(prompt|suffix)\}")
 
 
+LINES_PATH = "/vllama/lines"
+"""Of our plugin in the engine: a stream of chat whose text comes as lines, see ``ollama_stream.py``."""
+
 Messages = list[dict[str, Any]]
 
 _TEMPLATED = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 """What of a chat's fields the chat template sees."""
+
+_PLAIN = frozenset(
+    {
+        "stream", "stream_options", "messages", "add_generation_prompt", "continue_final_message", "return_token_ids",
+        "model", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+        "frequency_penalty", "seed", "max_tokens", "stop",
+    }
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -64,6 +75,23 @@ class EngineRequest:
         """The body that makes the engine's ``/tokenize`` count (and give) this request's prompt."""
         kept = _TEMPLATED if "messages" in self.fields else ("prompt",)
         return orjson.dumps({name: self.fields[name] for name in kept if name in self.fields})
+
+    @property
+    def is_plain(self) -> bool:
+        """A streamed chat of nothing but text, out and in: its lines may be written by the engine. Every field is one
+        that is known to change nothing in their form."""
+        return (
+            self.path == CHAT_PATH
+            and bool(self.fields["stream"])
+            and not self.context_prefix
+            and self.fields.keys() <= _PLAIN
+            and all(isinstance(message.get("content"), str) for message in self.conversation)
+        )
+
+    def ask_for_lines(self, line: Sequence[str]) -> None:
+        """Have the engine write lines: what stands before the time, before the text, and after it."""
+        self.path = LINES_PATH
+        self.fields["vllama_line"] = list(line)
 
     @property
     def text_bytes(self) -> int:

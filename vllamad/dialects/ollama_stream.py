@@ -18,6 +18,9 @@ from vllamad.domain.errors import VllamaError
 _LEAST_NS = 1000
 """Clients divide by ``eval_duration``; Ollama too reports 1 µs for a single token."""
 
+LINES_END = b"\x1e"
+"""Behind it, in a stream that the engine writes as lines, stand its own frames. In no line: JSON escapes it."""
+
 _DONE_REASONS = {"length": "length"}
 _NOT_AN_END = frozenset({"abort", "error"})
 _ENGINES_CALL = "chatcmpl-tool-"
@@ -71,6 +74,8 @@ class _Reply(ABC):
         self.is_over = False
         """The engine's end mark has come."""
         self._parser = EventParser()
+        self._passes = False
+        """What comes are lines."""
         self._prefix = b'{"model":' + dumps(model) + b',"created_at":"'
         self._top_logprobs = top_logprobs
         self._wants_context = wants_context
@@ -84,9 +89,23 @@ class _Reply(ABC):
         self._blanks = ""
         """The end of the thinking so far, kept back until more of it comes."""
 
+    def expect_lines(self) -> tuple[str, str, str]:
+        """Take what comes for lines, up to ``LINES_END``. Returns the parts of a line around its time and its text."""
+        self._passes = True
+        head, middle, end = self._text_line(self._prefix + LINES_END, LINES_END).decode().split(LINES_END.decode())
+        return head, middle, end
+
+    def passes(self, chunk: bytes) -> bool:
+        """True for lines that only have to be sent on; anything else is for ``feed``."""
+        return self._passes and LINES_END not in chunk
+
     def feed(self, chunk: bytes, created_at: str) -> bytes:
         """Translate what has arrived; returns the lines that are due now, maybe none."""
         lines: list[bytes] = []
+        if self._passes:
+            passed, end, chunk = chunk.partition(LINES_END)
+            self._passes = not end
+            lines.append(passed)
         for payload in self._parser.feed(chunk):
             if payload == DONE:
                 self.is_over = True

@@ -293,6 +293,9 @@ class EngineSocket(Protocol):
         ...
 
 
+FAST_PATH_ON = "on"
+
+
 class EngineClient(Protocol):
     """HTTP to one incarnation over its socket."""
 
@@ -301,12 +304,22 @@ class EngineClient(Protocol):
         """The model's name in the engine's answers; "" before ``context_length`` was asked."""
         ...
 
+    @property
+    def fast_path(self) -> str:
+        """``FAST_PATH_ON`` if it writes plain streams as lines where it is asked to, else why not, for people; ""
+        before ``look_for_fast_path``."""
+        ...
+
     async def is_healthy(self) -> bool:
         """True if the engine answers that it can serve; False if it does not answer in 5 s, refuses or says no."""
         ...
 
     async def context_length(self) -> int:
         """Tokens that one request may use (the engine's max_model_len)."""
+        ...
+
+    async def look_for_fast_path(self) -> None:
+        """Ask it for ``fast_path``. Raises ENGINE_DIED."""
         ...
 
     async def open(

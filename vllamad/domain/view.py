@@ -43,6 +43,8 @@ class WorkerView:
     """Its name in the ledger and in sentences: the model's, with ``#2`` and so on for further workers of it."""
     cache_usage: float = 0.0
     """How much of its cache requests fill, 0 to 1, at the last look some seconds ago."""
+    fast_path: str = ""
+    """"on" if its engine writes plain streams itself, else why not; "" while that is unknown."""
     error: VllamaError | None = None
 
     @property

@@ -17,6 +17,8 @@ import aiohttp
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Adapter
+from vllamad.domain.ports import FAST_PATH_ON
+from vllamad.engine import fast_path
 from vllamad.engine.connection import HOST, Connection, IdleConnections, request_head
 from vllamad.engine.sleep import SleepSwitch
 from vllamad.engine.stream import UdsEngineStream
@@ -54,12 +56,14 @@ class UdsEngineClient:
     """A client for one incarnation. Fills ``EngineClient``.
 
     ``idle_s``: how long the body of an answer may stay silent before the engine counts as hung; None for ever. The
-    wait for the head is not limited: a request that is not streamed has none until it is done.
+    wait for the head is not limited: a request that is not streamed has none until it is done. ``asks_for_lines``: ask
+    the engine whether it has the fast path.
     """
 
-    def __init__(self, socket: Path, idle_s: float | None = None) -> None:
+    def __init__(self, socket: Path, idle_s: float | None = None, *, asks_for_lines: bool = False) -> None:
         self._socket = socket
         self._idle_s = idle_s
+        self._asks_for_lines = asks_for_lines
         self._connections: set[Connection] = set()
         self._idle = IdleConnections(KEEP_ALIVE_S)
         self._websockets: aiohttp.ClientSession | None = None
@@ -68,6 +72,8 @@ class UdsEngineClient:
         self._is_closed = False
         self.served_name = ""
         """See ``EngineClient.served_name``."""
+        self.fast_path = ""
+        """See ``EngineClient.fast_path``."""
 
     async def is_healthy(self) -> bool:
         """See ``EngineClient.is_healthy``."""
@@ -92,6 +98,14 @@ class UdsEngineClient:
             return int(card["max_model_len"])
         except (ValueError, LookupError, TypeError) as error:
             raise self._died(f"its list of models cannot be read (status {stream.status})") from error
+
+    async def look_for_fast_path(self) -> None:
+        """See ``EngineClient.look_for_fast_path``."""
+        if not self._asks_for_lines:
+            self.fast_path = "off"
+            return
+        stream = await self.open("GET", fast_path.ROUTE)
+        self.fast_path = fast_path.objection(stream.status, await stream.read()) or FAST_PATH_ON
 
     async def cache_usage(self) -> float:
         """See ``EngineClient.cache_usage``."""

@@ -17,6 +17,7 @@ from vllamad.domain.footprint import EngineSettings
 from vllamad.domain.loaders import Loader
 from vllamad.domain.model import Capability, Model
 from vllamad.domain.ports import NO_PLACE, Command, EnginePlace, EngineVersion, WorkerPlaces
+from vllamad.engine import fast_path
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 """Unlike the ``vllm`` script it works for every distribution of vLLM; it never forks further API servers."""
@@ -120,6 +121,8 @@ class EngineOptions:
     """Have engines able to sleep, where they can: on CUDA."""
     fast_loaders: bool = False
     """Try other ways to read weights, where their packages are installed."""
+    fast_path: bool = False
+    """Have engines load the plugin that writes lines, see ``engine/fast_path.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,10 +432,14 @@ def _environment(options: EngineOptions, late: Mapping[str, str], device: str) -
     if "CUDA_VISIBLE_DEVICES" in late:
         asked.pop("CUDA_VISIBLE_DEVICES", None)  # but for where it was placed: the ledger would be untrue
     names = {"HOME": str(cache), **inherited, **ours, **late, **asked}
-    names["PYTHONPATH"] = _joined([str(GUARD), asked.get("PYTHONPATH", "")], ":")
+    folders, plugins = [str(GUARD)], [GUARD_PLUGIN]
+    if options.fast_path:
+        folders.append(str(fast_path.FOLDER))
+        plugins += fast_path.PLUGINS
+    names["PYTHONPATH"] = _joined([*folders, asked.get("PYTHONPATH", "")], ":")
     if "VLLM_PLUGINS" in names:
-        # An allow-list for all plugins; the guard is not optional.
-        names["VLLM_PLUGINS"] = _joined([names["VLLM_PLUGINS"], GUARD_PLUGIN], ",")
+        # An allow-list for all plugins; ours are not in anybody's.
+        names["VLLM_PLUGINS"] = _joined([names["VLLM_PLUGINS"], *plugins], ",")
     if is_cpu and _has_zygote(options, device) and names.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
         # An engine core is forked from its API server as that is from the zygote, whose preparation sees to it that
         # vLLM takes this up; else it is not read on CPU. Workers with a process of their own have OpenMP bound by

@@ -121,4 +121,4 @@ class VllmEngine:
 
     def connect(self, socket: Path) -> UdsEngineClient:
         """See ``Engine.connect``."""
-        return UdsEngineClient(socket, idle_s=self._idle_s)
+        return UdsEngineClient(socket, idle_s=self._idle_s, asks_for_lines=self._options.fast_path)

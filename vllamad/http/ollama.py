@@ -33,6 +33,9 @@ MAX_TOLD_OPTIONS = 200
 """Names of options are the callers' words; no more than these are remembered and logged."""
 
 
+_Reply = ChatStream | GenerateStream
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What chat and generate hand to the common way, once they have checked."""
@@ -42,7 +45,7 @@ class _Job:
     options: Options
     size: int
     build: Callable[[int], EngineRequest]
-    new_reply: Callable[[], ChatStream | GenerateStream]
+    new_reply: Callable[[], _Reply]
     may_cut: bool
     unspoken: dict[str, Any]
     """The reply's own field when nothing is generated."""
@@ -154,33 +157,35 @@ class Inference:
                 head = {"model": job.asked.model, "created_at": self._stamp(time.time_ns())}
                 shown = {"done": False, "_debug_info": {"rendered_template": rendered}}
                 return json_answer(head | job.unspoken | shown)
+            reply = job.new_reply()
+            if lease.has_fast_path and engine_request.is_plain:
+                engine_request.ask_for_lines(reply.expect_lines())
             opened_ns = time.perf_counter_ns()
             stream = await fitting.open(engine_request)
             try:
                 if job.asked.stream:
-                    return await self._relay(request, call, job, lease, stream, opened_ns)
-                return await self._answer_whole(call, job, lease, stream, opened_ns)
+                    return await self._relay(request, call, reply, lease, stream, opened_ns)
+                return await self._answer_whole(call, reply, lease, stream, opened_ns)
             finally:
                 stream.close()
 
     async def _answer_whole(
-        self, call: Call, job: _Job, lease: HeldLease, stream: EngineStream, opened_ns: int
+        self, call: Call, reply: _Reply, lease: HeldLease, stream: EngineStream, opened_ns: int
     ) -> web.Response:
         body = await stream.read()
         generation_ns = time.perf_counter_ns() - opened_ns
-        reply = job.new_reply()
         timing = Timing(call.spent_ns, lease.load_ns, generation_ns=generation_ns)
         answer = reply.answer(body, self._stamp(time.time_ns()), timing)
         _note_usage(call, reply)
         return json_answer(answer, content_type=JSON)
 
     async def _relay(
-        self, request: web.Request, call: Call, job: _Job, lease: HeldLease, stream: EngineStream, opened_ns: int
+        self, request: web.Request, call: Call, reply: _Reply, lease: HeldLease, stream: EngineStream, opened_ns: int
     ) -> web.StreamResponse:
         """Pass lines on as they come. The head leaves with the first line, so that a failure before it has a status."""
         answer = Streamed(headers=LINE_HEADERS)
         outlet = Outlet(request, answer)
-        lines = _Lines(job.new_reply(), outlet, self._stamp, call, lease.load_ns, opened_ns)
+        lines = _Lines(reply, outlet, self._stamp, call, lease.load_ns, opened_ns)
         try:
             while await stream.pour(lines.take):
                 if lines.failure is not None:
@@ -215,7 +220,7 @@ class _Lines:
 
     def __init__(
         self,
-        reply: ChatStream | GenerateStream,
+        reply: _Reply,
         outlet: Outlet,
         stamp: Stamp,
         call: Call,
@@ -241,19 +246,19 @@ class _Lines:
         if not self._first_ns:
             self._first_ns = time.perf_counter_ns()
         try:
-            lines = reply.feed(piece, self._stamp(time.time_ns()))
-            if reply.error is not None:
-                raise reply.error
-            if reply.is_over:
+            lines = piece if reply.passes(piece) else reply.feed(piece, self._stamp(time.time_ns()))
+            if reply.is_over and reply.error is None:
                 lines += self._last_line()
         except VllamaError as failure:
             self.failure = failure
             return True
+        self.failure = reply.error
         if not lines:
-            return False
+            return self.failure is not None
         if not self._outlet.has_begun:
             self._call.first_token_ms = self._call.spent_ns / 1e6
-        return self._outlet.put(lines)
+        # What came before a failure, in the same read, still goes out.
+        return self._outlet.put(lines) or self.failure is not None
 
     def check_end(self) -> None:
         """The engine's stream has ended. Raises ENGINE_DIED if that was too early."""
@@ -278,7 +283,7 @@ def _today() -> str:
     return time.strftime("%Y-%m-%d")
 
 
-def _note_usage(call: Call, reply: ChatStream | GenerateStream) -> None:
+def _note_usage(call: Call, reply: _Reply) -> None:
     if reply.usage is not None:
         call.prompt_tokens = reply.usage.prompt_tokens
         call.tokens = reply.usage.completion_tokens

@@ -133,6 +133,8 @@ class Incarnation:
         """What its weights are read with."""
         self.has_choice = False
         """There were several to choose from."""
+        self.fast_path = ""
+        """See ``EngineClient.fast_path``."""
         self.client: EngineClient | None = None
         self.spawned_at = world.clock.now()
         # Socket paths are limited to 107 bytes: the folder's name is short and says nothing.
@@ -267,9 +269,15 @@ class Incarnation:
         for _ in range(TAKE_OVER_TRIES):
             if await client.is_healthy():
                 self.context_length = await client.context_length()
+                await self._look_for_fast_path(client)
                 return
             await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
         raise VllamaError(Reason.ENGINE_DIED, f"cannot go on with {self._model.name}: its engine does not answer")
+
+    async def _look_for_fast_path(self, client: EngineClient) -> None:
+        await client.look_for_fast_path()
+        self.fast_path = client.fast_path
+        event(log, logging.INFO, "worker.fast_path", worker=self._name, fast_path=self.fast_path)
 
     async def _watch_exit(self, child: Child) -> None:
         status = await child.wait()
@@ -284,6 +292,7 @@ class Incarnation:
             await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
         self._end_prefetch()
         context_length = await client.context_length()
+        await self._look_for_fast_path(client)
         warm_up = self._world.starting.warm_up
         if warm_up is WarmUp.BEFORE_READY:
             await asyncio.wait([self._begin_warm_up(client, 0.0)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.model import Model
-from vllamad.domain.ports import EngineClient, EngineSocket, EngineStream, Sink
+from vllamad.domain.ports import FAST_PATH_ON, EngineClient, EngineSocket, EngineStream, Sink
 
 _ERROR_FRAME = b'data: {"error"'
 """How the engine says in mid-stream that it failed: its core may be dead, and its server about to follow."""
@@ -52,6 +52,11 @@ class Lease:
     def engine_name(self) -> str:
         """The name of the model that its worker was loaded with: what it goes by without an adapter."""
         return self._client.served_name
+
+    @property
+    def has_fast_path(self) -> bool:
+        """Its engine writes plain streams as lines where it is asked to."""
+        return self._client.fast_path == FAST_PATH_ON
 
     async def open(
         self, path: str, body: bytes | AsyncIterable[bytes], headers: Mapping[str, str] | None = None

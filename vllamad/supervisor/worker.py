@@ -280,6 +280,7 @@ class WorkerHandle:
             context_length=self._life.context_length if self._life else 0,
             holder=self.holder,
             cache_usage=self._life.cache_usage if self._life and self.is_busy else 0.0,
+            fast_path=self._life.fast_path if self._life else "",
             error=self.error,
         )
 

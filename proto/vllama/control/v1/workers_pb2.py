@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from vllama.control.v1 import operations_pb2 as vllama_dot_control_dot_v1_dot_operations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvllama/control/v1/workers.proto\x12\x11vllama.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"vllama/control/v1/operations.proto\"\xc5\x06\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.vllama.control.v1.Worker.State\x12\x13\n\x0bincarnation\x18\x04 \x01(\x03\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0e\n\x06leases\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05\x12\x12\n\nload_phase\x18\x08 \x01(\t\x12\x15\n\rload_fraction\x18\t \x01(\x01\x12\x30\n\rload_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tis_pinned\x18\x0c \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\r \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x0e \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x0f \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x10 \x01(\x03\x12+\n\x07\x66\x61ilure\x18\x11 \x01(\x0b\x32\x1a.vllama.control.v1.Failure\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmodel_digest\x18\x13 \x01(\t\x12\x16\n\x0ereserved_bytes\x18\x14 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_tokens\x18\x15 \x01(\x03\x12+\n\x08\x63pu_time\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06holder\x18\x17 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_usage\x18\x18 \x01(\x01\"\xc2\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07STOPPED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x12\x0e\n\nSUSPENDING\x10\x05\x12\r\n\tSUSPENDED\x10\x06\x12\x0c\n\x08RESUMING\x10\x07\x12\x0c\n\x08STOPPING\x10\x08\x12\x0b\n\x07KILLING\x10\t\x12\r\n\tRELEASING\x10\n\x12\x0b\n\x07\x42\x41\x43KOFF\x10\x0b\x12\n\n\x06\x46\x41ILED\x10\x0c\"\x14\n\x12ListWorkersRequest\"A\n\x13ListWorkersResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.vllama.control.v1.Worker\" \n\x10GetWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x11GetWorkerResponse\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.vllama.control.v1.Worker\"R\n\x12StartWorkerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\nkeep_alive\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x13StartWorkerResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"1\n\x11StopWorkerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"E\n\x12StopWorkerResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"F\n\x11StreamLogsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\x05\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"N\n\x12StreamLogsResponse\x12(\n\x04line\x18\x01 \x01(\x0b\x32\x1a.vllama.control.v1.LogLine\x12\x0e\n\x06missed\x18\x02 \x01(\x03\"Q\n\x07LogLine\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t2\xd5\x03\n\x07Workers\x12\\\n\x0bListWorkers\x12%.vllama.control.v1.ListWorkersRequest\x1a&.vllama.control.v1.ListWorkersResponse\x12V\n\tGetWorker\x12#.vllama.control.v1.GetWorkerRequest\x1a$.vllama.control.v1.GetWorkerResponse\x12\\\n\x0bStartWorker\x12%.vllama.control.v1.StartWorkerRequest\x1a&.vllama.control.v1.StartWorkerResponse\x12Y\n\nStopWorker\x12$.vllama.control.v1.StopWorkerRequest\x1a%.vllama.control.v1.StopWorkerResponse\x12[\n\nStreamLogs\x12$.vllama.control.v1.StreamLogsRequest\x1a%.vllama.control.v1.StreamLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvllama/control/v1/workers.proto\x12\x11vllama.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"vllama/control/v1/operations.proto\"\xd8\x06\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.vllama.control.v1.Worker.State\x12\x13\n\x0bincarnation\x18\x04 \x01(\x03\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0e\n\x06leases\x18\x06 \x01(\x05\x12\x0f\n\x07waiting\x18\x07 \x01(\x05\x12\x12\n\nload_phase\x18\x08 \x01(\t\x12\x15\n\rload_fraction\x18\t \x01(\x01\x12\x30\n\rload_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tis_pinned\x18\x0c \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\r \x01(\x03\x12\x14\n\x0c\x64\x65vice_bytes\x18\x0e \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x0f \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x10 \x01(\x03\x12+\n\x07\x66\x61ilure\x18\x11 \x01(\x0b\x32\x1a.vllama.control.v1.Failure\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmodel_digest\x18\x13 \x01(\t\x12\x16\n\x0ereserved_bytes\x18\x14 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_tokens\x18\x15 \x01(\x03\x12+\n\x08\x63pu_time\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06holder\x18\x17 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_usage\x18\x18 \x01(\x01\x12\x11\n\tfast_path\x18\x19 \x01(\t\"\xc2\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07STOPPED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\t\n\x05READY\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\x12\x0e\n\nSUSPENDING\x10\x05\x12\r\n\tSUSPENDED\x10\x06\x12\x0c\n\x08RESUMING\x10\x07\x12\x0c\n\x08STOPPING\x10\x08\x12\x0b\n\x07KILLING\x10\t\x12\r\n\tRELEASING\x10\n\x12\x0b\n\x07\x42\x41\x43KOFF\x10\x0b\x12\n\n\x06\x46\x41ILED\x10\x0c\"\x14\n\x12ListWorkersRequest\"A\n\x13ListWorkersResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.vllama.control.v1.Worker\" \n\x10GetWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x11GetWorkerResponse\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.vllama.control.v1.Worker\"R\n\x12StartWorkerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\nkeep_alive\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x13StartWorkerResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"1\n\x11StopWorkerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"E\n\x12StopWorkerResponse\x12/\n\toperation\x18\x01 \x01(\x0b\x32\x1c.vllama.control.v1.Operation\"F\n\x11StreamLogsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\x05\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"N\n\x12StreamLogsResponse\x12(\n\x04line\x18\x01 \x01(\x0b\x32\x1a.vllama.control.v1.LogLine\x12\x0e\n\x06missed\x18\x02 \x01(\x03\"Q\n\x07LogLine\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t2\xd5\x03\n\x07Workers\x12\\\n\x0bListWorkers\x12%.vllama.control.v1.ListWorkersRequest\x1a&.vllama.control.v1.ListWorkersResponse\x12V\n\tGetWorker\x12#.vllama.control.v1.GetWorkerRequest\x1a$.vllama.control.v1.GetWorkerResponse\x12\\\n\x0bStartWorker\x12%.vllama.control.v1.StartWorkerRequest\x1a&.vllama.control.v1.StartWorkerResponse\x12Y\n\nStopWorker\x12$.vllama.control.v1.StopWorkerRequest\x1a%.vllama.control.v1.StopWorkerResponse\x12[\n\nStreamLogs\x12$.vllama.control.v1.StreamLogsRequest\x1a%.vllama.control.v1.StreamLogsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,31 +35,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vllama.control.v1.workers_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKER']._serialized_start=156
-  _globals['_WORKER']._serialized_end=993
-  _globals['_WORKER_STATE']._serialized_start=799
-  _globals['_WORKER_STATE']._serialized_end=993
-  _globals['_LISTWORKERSREQUEST']._serialized_start=995
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1015
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1017
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1082
-  _globals['_GETWORKERREQUEST']._serialized_start=1084
-  _globals['_GETWORKERREQUEST']._serialized_end=1116
-  _globals['_GETWORKERRESPONSE']._serialized_start=1118
-  _globals['_GETWORKERRESPONSE']._serialized_end=1180
-  _globals['_STARTWORKERREQUEST']._serialized_start=1182
-  _globals['_STARTWORKERREQUEST']._serialized_end=1264
-  _globals['_STARTWORKERRESPONSE']._serialized_start=1266
-  _globals['_STARTWORKERRESPONSE']._serialized_end=1336
-  _globals['_STOPWORKERREQUEST']._serialized_start=1338
-  _globals['_STOPWORKERREQUEST']._serialized_end=1387
-  _globals['_STOPWORKERRESPONSE']._serialized_start=1389
-  _globals['_STOPWORKERRESPONSE']._serialized_end=1458
-  _globals['_STREAMLOGSREQUEST']._serialized_start=1460
-  _globals['_STREAMLOGSREQUEST']._serialized_end=1530
-  _globals['_STREAMLOGSRESPONSE']._serialized_start=1532
-  _globals['_STREAMLOGSRESPONSE']._serialized_end=1610
-  _globals['_LOGLINE']._serialized_start=1612
-  _globals['_LOGLINE']._serialized_end=1693
-  _globals['_WORKERS']._serialized_start=1696
-  _globals['_WORKERS']._serialized_end=2165
+  _globals['_WORKER']._serialized_end=1012
+  _globals['_WORKER_STATE']._serialized_start=818
+  _globals['_WORKER_STATE']._serialized_end=1012
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1014
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1034
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1036
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1101
+  _globals['_GETWORKERREQUEST']._serialized_start=1103
+  _globals['_GETWORKERREQUEST']._serialized_end=1135
+  _globals['_GETWORKERRESPONSE']._serialized_start=1137
+  _globals['_GETWORKERRESPONSE']._serialized_end=1199
+  _globals['_STARTWORKERREQUEST']._serialized_start=1201
+  _globals['_STARTWORKERREQUEST']._serialized_end=1283
+  _globals['_STARTWORKERRESPONSE']._serialized_start=1285
+  _globals['_STARTWORKERRESPONSE']._serialized_end=1355
+  _globals['_STOPWORKERREQUEST']._serialized_start=1357
+  _globals['_STOPWORKERREQUEST']._serialized_end=1406
+  _globals['_STOPWORKERRESPONSE']._serialized_start=1408
+  _globals['_STOPWORKERRESPONSE']._serialized_end=1477
+  _globals['_STREAMLOGSREQUEST']._serialized_start=1479
+  _globals['_STREAMLOGSREQUEST']._serialized_end=1549
+  _globals['_STREAMLOGSRESPONSE']._serialized_start=1551
+  _globals['_STREAMLOGSRESPONSE']._serialized_end=1629
+  _globals['_LOGLINE']._serialized_start=1631
+  _globals['_LOGLINE']._serialized_end=1712
+  _globals['_WORKERS']._serialized_start=1715
+  _globals['_WORKERS']._serialized_end=2184
 # @@protoc_insertion_point(module_scope)

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Worker(_message.Message):
-    __slots__ = ("name", "model", "state", "incarnation", "pid", "leases", "waiting", "load_phase", "load_fraction", "load_duration", "expire_time", "is_pinned", "memory_bytes", "device_bytes", "device", "context_length", "failure", "start_time", "model_digest", "reserved_bytes", "cache_tokens", "cpu_time", "holder", "cache_usage")
+    __slots__ = ("name", "model", "state", "incarnation", "pid", "leases", "waiting", "load_phase", "load_fraction", "load_duration", "expire_time", "is_pinned", "memory_bytes", "device_bytes", "device", "context_length", "failure", "start_time", "model_digest", "reserved_bytes", "cache_tokens", "cpu_time", "holder", "cache_usage", "fast_path")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Worker.State]
@@ -63,6 +63,7 @@ class Worker(_message.Message):
     CPU_TIME_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    FAST_PATH_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     state: Worker.State
@@ -87,7 +88,8 @@ class Worker(_message.Message):
     cpu_time: _duration_pb2.Duration
     holder: str
     cache_usage: float
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Worker.State, str]] = ..., incarnation: _Optional[int] = ..., pid: _Optional[int] = ..., leases: _Optional[int] = ..., waiting: _Optional[int] = ..., load_phase: _Optional[str] = ..., load_fraction: _Optional[float] = ..., load_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., is_pinned: bool = ..., memory_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., device: _Optional[str] = ..., context_length: _Optional[int] = ..., failure: _Optional[_Union[_operations_pb2.Failure, _Mapping]] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., model_digest: _Optional[str] = ..., reserved_bytes: _Optional[int] = ..., cache_tokens: _Optional[int] = ..., cpu_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., holder: _Optional[str] = ..., cache_usage: _Optional[float] = ...) -> None: ...
+    fast_path: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Worker.State, str]] = ..., incarnation: _Optional[int] = ..., pid: _Optional[int] = ..., leases: _Optional[int] = ..., waiting: _Optional[int] = ..., load_phase: _Optional[str] = ..., load_fraction: _Optional[float] = ..., load_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., is_pinned: bool = ..., memory_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., device: _Optional[str] = ..., context_length: _Optional[int] = ..., failure: _Optional[_Union[_operations_pb2.Failure, _Mapping]] = ..., start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., model_digest: _Optional[str] = ..., reserved_bytes: _Optional[int] = ..., cache_tokens: _Optional[int] = ..., cpu_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., holder: _Optional[str] = ..., cache_usage: _Optional[float] = ..., fast_path: _Optional[str] = ...) -> None: ...
 
 class ListWorkersRequest(_message.Message):
     __slots__ = ()
