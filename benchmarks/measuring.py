@@ -51,10 +51,20 @@ class Effort:
     source_rounds: int = 5
     single_tokens: int = 32
     many_tokens: int = 48
+    path_pairs: int = 8
 
 
 QUICK = Effort(
-    starts=3, calls=5, fake_pairs=2, answers=10, loads=1, single_pairs=2, many_pairs=2, most_pairs=1, source_rounds=2
+    starts=3,
+    calls=5,
+    fake_pairs=2,
+    answers=10,
+    loads=1,
+    single_pairs=2,
+    many_pairs=2,
+    most_pairs=1,
+    source_rounds=2,
+    path_pairs=2,
 )
 
 
@@ -209,11 +219,7 @@ def measure_engine(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Loading and streaming with a real engine; also what runs it. ``kept``: a state folder that has the model."""
     with daemon_of(engine) as daemon:
-        is_reused = kept is not None and reuse_model(kept, daemon.state)
-        daemon.start()
-        if not is_reused:
-            say(f"→ making {MODEL} out of {gguf.name}; `make demo` keeps one that is used instead")
-            daemon.ctl("create", MODEL, "--from", str(gguf), timeout=LOAD_S)
+        give_model(daemon, gguf, kept, say)
         rows = _loads(daemon, effort, say)
         with Client() as client:
             compared = _streaming(daemon, client, effort, say)
@@ -275,6 +281,15 @@ def _streaming(daemon: Daemon, client: Client, effort: Effort, say: Say) -> list
             Row(f"{name}: answers that are the same", "%", Samples.of([100 * found.same_share])),
         ]
     return rows
+
+
+def give_model(daemon: Daemon, gguf: Path, kept: Path | None, say: Say) -> None:
+    """Start a daemon that has the model: linked from another's state folder, or made anew."""
+    is_reused = kept is not None and reuse_model(kept, daemon.state)
+    daemon.start()
+    if not is_reused:
+        say(f"→ making {MODEL} out of {gguf.name}; `make demo` keeps one that is used instead")
+        daemon.ctl("create", MODEL, "--from", str(gguf), timeout=LOAD_S)
 
 
 def reuse_model(kept: Path, state: Path) -> bool:

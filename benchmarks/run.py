@@ -53,7 +53,7 @@ def main() -> int:
     options = parse()
     # Run by its path, not as a module: what this folder lies in is what can be imported.
     sys.path[0] = str(ROOT)
-    from benchmarks import cold_start, hotpath, machine, measuring, passthrough, plots, processes, scaling
+    from benchmarks import cold_start, fast_path, hotpath, machine, measuring, passthrough, plots, processes, scaling
     from benchmarks.client import BenchFailed
     from benchmarks.report import Row, table
 
@@ -82,6 +82,9 @@ def main() -> int:
             options.engine, options.gguf, options.model_state, effort, say
         )
         parts["real engine"] = engine
+        parts["fast path"] = lambda: fast_path.measure_fast_path(
+            options.engine, options.gguf, options.model_state, effort, say
+        )
     if options.only is not None and options.only not in parts:
         say(f"✗ no part is called {options.only!r}; there are: {', '.join(parts)}")
         return 2
