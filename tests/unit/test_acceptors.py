@@ -76,7 +76,7 @@ def test_nobody_is_believed_to_say_what_is_the_others_to_say() -> None:
     with pytest.raises(ValueError, match="Find"):
         messages.from_daemon(encode(Find(1, "m")))
     with pytest.raises(ValueError, match="Granted"):
-        messages.from_acceptor(encode(Granted(1, "/s", "m", 1, 1, 1, None)))
+        messages.from_acceptor(encode(Granted(1, "/s", "m", "on", 1, 1, 1, None)))
     with pytest.raises(ValueError):
         messages.from_acceptor(b"\xff")
 
@@ -124,6 +124,7 @@ class FakeLease:
     model: Model
     socket: Path = Path("/run/workers/1/s")
     engine_name: str = "served"
+    fast_path: str = "on"
     context_length: int = 2048
     load_ns: int = 7
     waited_ns: int = 5
@@ -244,6 +245,7 @@ def test_a_lease_is_what_the_gate_grants_and_returns_when_it_is_over() -> None:
                 assert gate.asked == [(KIND.name, math.inf, "me")]
                 assert (lease.context_length, lease.load_ns, lease.waited_ns) == (2048, 7, 5)
                 assert (lease.served_name, lease.engine_name) == (ADAPTER.name, "served")
+                assert lease.has_fast_path
                 assert lease.socket == Path("/run/workers/1/s")
                 assert over.granting.active == len(gate.held) == 1
                 lease.suspect()

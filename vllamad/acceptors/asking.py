@@ -122,7 +122,7 @@ class Asking:
         socket, number = Path(granted.socket), granted.number
         lease = Lease(
             replace(model, adapter=granted.adapter),
-            self._client(socket, granted.engine_name),
+            self._client(socket, granted),
             socket,
             granted.context_length,
             lambda _: None,  # that it is over is said in any case, also of one that was never granted
@@ -131,12 +131,12 @@ class Asking:
         lease.load_ns, lease.waited_ns = granted.load_ns, granted.waited_ns
         return lease
 
-    def _client(self, socket: Path, engine_name: str) -> UdsEngineClient:
+    def _client(self, socket: Path, granted: Granted) -> UdsEngineClient:
         client = self._clients.get(socket)
         if client is None:
             self._forget_engines()
             client = self._clients[socket] = UdsEngineClient(socket, self._silence_s)
-            client.served_name = engine_name
+            client.served_name, client.fast_path = granted.engine_name, granted.fast_path
         return client
 
     def _forget_engines(self) -> None:

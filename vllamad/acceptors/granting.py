@@ -45,6 +45,8 @@ class HeldLease(Protocol):
     @property
     def engine_name(self) -> str: ...
     @property
+    def fast_path(self) -> str: ...
+    @property
     def context_length(self) -> int: ...
     @property
     def load_ns(self) -> int: ...
@@ -127,6 +129,7 @@ class Granting:
                         number,
                         str(lease.socket),
                         lease.engine_name,
+                        lease.fast_path,
                         lease.context_length,
                         lease.load_ns,
                         lease.waited_ns,

@@ -92,6 +92,8 @@ class Granted(msgspec.Struct, frozen=True, tag=True):
     """Where the worker listens."""
     engine_name: str
     """The name of its model in the engine's answers; one with an adapter goes by that one's."""
+    fast_path: str
+    """Whether the engine writes plain streams as lines, see ``ports.EngineClient.fast_path``."""
     context_length: int
     load_ns: int
     waited_ns: int

@@ -54,9 +54,14 @@ class Lease:
         return self._client.served_name
 
     @property
+    def fast_path(self) -> str:
+        """See ``EngineClient.fast_path``."""
+        return self._client.fast_path
+
+    @property
     def has_fast_path(self) -> bool:
         """Its engine writes plain streams as lines where it is asked to."""
-        return self._client.fast_path == FAST_PATH_ON
+        return self.fast_path == FAST_PATH_ON
 
     async def open(
         self, path: str, body: bytes | AsyncIterable[bytes], headers: Mapping[str, str] | None = None
