@@ -93,7 +93,14 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     try:
         return asyncio.run(work)
     finally:
-        assert [child.cmdline() for child in psutil.Process().children(recursive=True)] == []
+        assert living_children() == []
+
+
+def living_children() -> list[psutil.Process]:
+    """Once a test had a launcher here, this process adopts what killed daemons of other tests leave behind: what has
+    ended and waits for us to reap it is none of ours."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def weights_at(count: int) -> Callable[[Progress], bool]:
@@ -136,7 +143,7 @@ def test_a_cancelled_pull_ends_its_child_and_resumes_where_it_was(tmp_path: Path
 
         async def scenario() -> Model:
             task = await puller.fetch_until(weights_at(500_000))
-            (child,) = psutil.Process().children()
+            (child,) = living_children()
             assert "MY_SECRET" not in child.environ()
             assert "NOTIFY_SOCKET" not in child.environ()
             started = time.monotonic()
@@ -183,7 +190,7 @@ def test_a_child_that_is_killed_is_told_with_its_signal(tmp_path: Path) -> None:
 
         async def scenario() -> None:
             task = await puller.fetch_until(weights_at(1000))
-            (child,) = psutil.Process().children()
+            (child,) = living_children()
             child.send_signal(signal.SIGKILL)
             with pytest.raises(VllamaError) as caught:
                 await task
