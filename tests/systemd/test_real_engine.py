@@ -96,6 +96,20 @@ def test_the_official_client_is_answered_by_a_forked_engine(machine: PackagedSer
     assert "capital of France" not in machine.journal(), "neither the daemon nor the engine tells what was asked"
 
 
+def test_a_newer_package_takes_over_and_the_same_engine_answers_at_once(
+    machine: PackagedService, packages: Packages, figures: Figures
+) -> None:
+    before = machine.main_pid(), machine.ps()[0]["pid"]
+    said = machine.dpkg("--install", str(packages.second))
+    assert "took over from" in said and f"kept {MODEL}" in said, said + machine.journal()[-4000:]
+    begun = time.monotonic()
+    assert "Paris" in ask(machine)
+    took_s = time.monotonic() - begun
+    figures.tell(f"upgraded package, until the real engine answers, with its client's start: {took_s:.2f} s")
+    assert (machine.main_pid(), machine.ps()[0]["pid"]) == before and machine.show("NRestarts") == "0"
+    assert machine.entries("EVENT=restore.load") == [], "nothing was loaded for it"
+
+
 def test_the_killed_daemon_answers_again_with_the_model_it_had(machine: PackagedService, figures: Figures) -> None:
     machine.wait("noted", lambda: MODEL in machine.box.run("cat", "/var/lib/vllama/loaded.json", check=False).stdout)
     before = machine.main_pid(), machine.ps()[0]["pid"]
