@@ -562,6 +562,35 @@ def test_a_successor_goes_on_with_what_it_was_handed_and_kills_the_rest(play: Pl
     play(scene)
 
 
+HAS_HELPERS = """
+import subprocess
+print("up", flush=True)
+while True:
+    status = subprocess.run(["sleep", "0.001"]).returncode
+    if status:
+        print("a helper was killed", flush=True)
+"""
+
+
+def test_what_is_born_in_a_tree_that_was_handed_over_is_not_left_behind(play: Play) -> None:
+    """An engine that loads starts helpers all the time, also while it is searched for what is to be killed."""
+
+    async def scene(stage: Stage) -> None:
+        child = stage.spawn(HAS_HELPERS)
+        await stage.line("up")
+        handed = child.hand_over()
+        assert handed is not None
+        successor = PosixLauncher(str(stage.folder), stage.leaves, handed=[handed])
+        for _ in range(20):
+            await successor.kill_leftovers()
+        adopted = successor.adopt(handed, stage.take)
+        await asyncio.sleep(0)
+        await adopted.kill_tree()
+        assert stage.lines == ["up"]
+
+    play(scene)
+
+
 def test_a_child_that_ended_in_between_is_told_and_one_that_is_none_is_refused(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         child = stage.spawn(WAITS)

@@ -222,12 +222,14 @@ class PosixLauncher:
         return count
 
     def _left_behind(self, marker: str, leaf: Leaf | None) -> tree.Members:
-        mine = {
+        return tree.members(0, marker, leaf, but=self._trees_of_handed)
+
+    def _trees_of_handed(self) -> set[int]:
+        return {
             process.pid
             for child in self._handed.values()
             for process in tree.search(child.pid, child.marker, _leaf_of(child))
         }
-        return tree.members(0, marker, leaf, but=mine)
 
     def _leaf(self, command: Command, unique: str) -> Leaf | None:
         leaf = self._leaves.make(self._owner, unique) if self._leaves else None

@@ -11,7 +11,7 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,10 +110,15 @@ def processes() -> Iterator[Process]:
             yield process
 
 
-def members(leader: int, marker: str, leaf: Leaf | None = None, but: Container[int] = ()) -> Members:
+def members(
+    leader: int, marker: str, leaf: Leaf | None = None, but: Callable[[], Container[int]] = frozenset[int]
+) -> Members:
     """Search a tree. The leader's pid must be pinned (not reaped), or it may mean someone else; ``leader`` 0 stands
-    for none: then only the marker counts, and the leaf. ``but`` are pids that do not count."""
-    found = tuple(process for process in search(leader, marker, leaf) if process.pid not in but)
+    for none: then only the marker counts, and the leaf. ``but`` tells pids that do not count. It is asked after the
+    search: asked before, who was born in between would count."""
+    everyone = search(leader, marker, leaf)
+    others = but()
+    found = tuple(process for process in everyone if process.pid not in others)
     mapped = [_shared_memory(process.pid) for process in found]
     return Members(found, frozenset[Path]().union(*mapped))
 
