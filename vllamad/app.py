@@ -238,6 +238,16 @@ class Daemon:
             self._clock,
             is_on=settings.models.restore,
         )
+        self._taking_over = TakingOver(
+            handed.workers if handed else (),
+            self._catalog,
+            self._gate,
+            self._supervisor,
+            self._sizing,
+            self._rules,
+        )
+        self._has_taken_over = asyncio.Event()
+        """Nothing that was handed to us waits to be gone on with."""
         self._upgrading = Upgrading(
             lambda: ask_successor(self._launcher, program, environ), places, self._models_that_go_on
         )
@@ -281,6 +291,7 @@ class Daemon:
             self._restoring,
             self._reloading,
             self._upgrading,
+            self._taking_over,
             self._http,
             self._control,
             self._notifier,
@@ -499,8 +510,9 @@ class Daemon:
 
     async def _take_over(self, handed: Handover) -> None:
         """Go on where a daemon before us in this process has left."""
-        taking_over = TakingOver(handed.workers, self._catalog, self._gate, self._supervisor, self._sizing, self._rules)
-        taken = await taking_over.take_over()
+        taken = await self._taking_over.take_over()
+        if self._stop.is_set():
+            return
         if taken.ended:
             await self._memory.settle(self._settings.engine.release_timeout_s)
         await self._memory.settle_in()
@@ -518,6 +530,7 @@ class Daemon:
         self._load_what_is_wanted(taken.models)
         for name in handed.pulls:
             self._pull_on(name)
+        self._has_taken_over.set()
 
     def _pull_on(self, name: str) -> None:
         try:
@@ -526,6 +539,8 @@ class Daemon:
             event(log, logging.ERROR, "daemon.pull", model=name, reason=error.reason, error=error.message)
 
     async def _upgrade(self, drain_s: float | None, is_dry_run: bool) -> Upgrade:
+        if self._handed is not None:
+            await self._has_taken_over.wait()  # what it was handed is not known to the supervisor before
         longest = self._settings.server.drain_s if drain_s is None else drain_s
         upgrade = await self._upgrading.upgrade(longest, is_dry_run=is_dry_run)
         if not is_dry_run:
@@ -547,6 +562,7 @@ class Daemon:
     async def _shut_down(self) -> None:
         settings = self._settings
         self._state = "DRAINING"
+        self._has_taken_over.set()  # whoever waits for that is told that we stop
         longest = settings.server.drain_s + settings.engine.term_grace_s + settings.engine.kill_grace_s
         await self._departure.shut_down(settings.server.drain_s, longest)
         await self._starting.loaders.keep()

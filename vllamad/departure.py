@@ -17,6 +17,7 @@ from vllamad.domain.worker import Kind, State
 from vllamad.gate.gate import Gate
 from vllamad.host.logs import event
 from vllamad.models.restoring import Restoring
+from vllamad.models.taking_over import TakingOver
 from vllamad.operations.registry import Operations
 from vllamad.operations.reloading import Reloading
 from vllamad.operations.upgrading import Upgrading
@@ -52,6 +53,7 @@ class Departure:
         restoring: Restoring,
         reloading: Reloading,
         upgrading: Upgrading,
+        taking_over: TakingOver,
         http: HttpFace,
         control: ControlServer,
         notifier: Notifier,
@@ -64,6 +66,7 @@ class Departure:
         self._restoring = restoring
         self._reloading = reloading
         self._upgrading = upgrading
+        self._taking_over = taking_over
         self._http = http
         self._control = control
         self._notifier = notifier
@@ -84,6 +87,7 @@ class Departure:
         await self._control.drain()
         self._gate.close()
         await self._operations.close()
+        await self._taking_over.give_up()
         await self._supervisor.stop_all(drain_s)
         await self._control.stop(CONTROL_GRACE_S)
         await self._http.close()

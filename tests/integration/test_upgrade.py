@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.fakes.daemon import ROOT, Daemon
 from tests.fakes.hub import HubServer, tiny_model
+from vllama.control.v1 import daemon_pb2, daemon_pb2_grpc
 
 NewHouse = Callable[..., Daemon]
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -320,3 +322,43 @@ def test_signals_around_the_change_are_not_lost(new_house: NewHouse, number: int
     daemon.send_signal(number)
     assert daemon.child is not None and daemon.child.wait(30) == 0
     assert told(running)[0] != 0
+
+
+def test_a_stop_when_it_is_too_late_to_stay_is_the_successors(new_house: NewHouse) -> None:
+    """Between the last look whether somebody asked to stop and the change, and while engines are still to be adopted.
+    These end for nothing less than SIGKILL, and nobody does that for a daemon without a service manager."""
+    daemon = new_house(models={"deaf": {"ignore_term": True, "leave_grandchild": True}})
+    assert daemon.request("POST", "/api/chat", CHAT | {"model": "deaf"}).status == 200
+    # One who follows holds the control socket open for a while.
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "vllamactl", f"--socket={daemon.socket}", "logs", "-f"],
+        env=daemon.environment,
+        stdout=subprocess.PIPE,
+    )
+    assert follower.stdout is not None and follower.stdout.readline()
+    daemon.told.clear()
+    running = upgrade(daemon)
+    daemon.wait_told("RELOADING=1", 15)
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.child is not None and daemon.child.wait(30) == 0
+    assert daemon.processes() == []
+    assert told(running)[0] != 0
+    follower.communicate(timeout=15)
+    assert daemon.log_text().count("daemon.stop signal") == 2 and daemon.log_text().count("daemon.ready") == 2
+
+
+def test_a_second_upgrade_waits_until_the_first_one_is_over(new_house: NewHouse) -> None:
+    """Engines that are still to be adopted would be nobody's."""
+    daemon = new_house(models={"tiny": {}})
+    assert daemon.request("POST", "/api/chat", CHAT).status == 200
+    before = worker(daemon)
+    os.kill(before["pid"], signal.SIGSTOP)  # the successor waits for its answer
+    first = upgrade(daemon)
+    daemon.wait_log("process.adopt")
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel, pytest.raises(grpc.RpcError) as refused:
+        daemon_pb2_grpc.DaemonStub(channel).Upgrade(daemon_pb2.UpgradeRequest(), timeout=2)
+    assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # pyright: ignore[reportAttributeAccessIssue,reportUnknownMemberType]
+    os.kill(before["pid"], signal.SIGCONT)
+    assert told(first)[0] == 0
+    assert daemon.ctl("upgrade").returncode == 0
+    assert worker(daemon)["pid"] == before["pid"] and daemon.json("status")["upgrades"] == 2

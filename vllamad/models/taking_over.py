@@ -49,12 +49,27 @@ class TakingOver:
         self._supervisor = supervisor
         self._sizing = sizing
         self._rules_for = rules_for
+        self._tries: list[asyncio.Task[str]] | None = None
+        self._is_given_up = False
 
     async def take_over(self) -> TakenOver:
-        """Go on with every worker that can be. Call it when devices are known, and before the gate opens."""
-        kept = await asyncio.gather(*(self._try(one) for one in self._handed))
+        """Go on with every worker that can be. Call it when devices are known, and before the gate opens; after
+        ``give_up`` there is nothing to go on with."""
+        if self._is_given_up:
+            return TakenOver(frozenset(), 0)
+        self._tries = [asyncio.ensure_future(self._try(one)) for one in self._handed]
+        kept = await asyncio.gather(*self._tries)
         names = frozenset(name for name in kept if name)
         return TakenOver(names, sum(not name for name in kept))
+
+    async def give_up(self) -> None:
+        """The daemon stops: end every engine that nobody has gone on with. When this returns, whatever there still is
+        belongs to the supervisor, which ends it."""
+        self._is_given_up = True
+        if self._tries is None:
+            await asyncio.gather(*(self._supervisor.put_down(one) for one in self._handed))
+        else:
+            await asyncio.gather(*self._tries, return_exceptions=True)
 
     async def _try(self, handed: HandedWorker) -> str:
         """The name of its model; "" if it had to be ended."""

@@ -156,8 +156,9 @@ class LineRing:
         return line
 
     def restore(self, lines: Iterable[OutputLine]) -> None:
-        """Go on behind lines that an earlier ring kept, numbers included."""
-        self._lines.extend(lines)
+        """Go on behind lines that an earlier ring kept, numbers included; those that are here already are not doubled:
+        workers of one model share a ring, and each brings it along."""
+        self._lines.extend(line for line in lines if line.number > self._number)
         self._number = max([self._number, *(line.number for line in self._lines)])
 
     def tail(self, count: int) -> list[OutputLine]:
