@@ -406,9 +406,10 @@ class Daemon:
             self._load_what_is_wanted(())
 
     def _load_what_is_wanted(self, loaded: Collection[str]) -> None:
-        for name in self._settings.models.preload:
-            self._preload(name, False)
         preloaded = [str(ModelRef.parse(name)) for name in self._settings.models.preload]
+        for name in preloaded:
+            if name not in loaded:  # else it would be used by that, and its keep-alive begun anew
+                self._preload(name, False)
         self._restoring.load_again(but=[*preloaded, *loaded])
 
     def _tell_address(self) -> None:

@@ -11,7 +11,7 @@ from vllama.reasons import Reason
 from vllamad.control.server import ControlServer
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.handover import Handover
-from vllamad.domain.operation import OperationKind
+from vllamad.domain.operation import Operation, OperationKind
 from vllamad.domain.ports import Clock, Notifier
 from vllamad.domain.worker import Kind, State
 from vllamad.gate.gate import Gate
@@ -39,6 +39,7 @@ class HttpFace(Protocol):
     def hand_over(self) -> tuple[int, ...]: ...
     async def stop_listening(self) -> None: ...
     async def let_go(self) -> None: ...
+    async def quiet(self, seconds: float) -> bool: ...
     async def close(self) -> None: ...
 
 
@@ -105,20 +106,25 @@ class Departure:
         left_at, sockets = self._clock.now(), self._http.hand_over()
         await self._http.stop_listening()
         await self._http.let_go()
-        if not await self._unless_stopped(self._gate.quiet(drain_s)) and not self._stop.is_set():
+        if not await self._unless_stopped(self._finished(drain_s)) and not self._stop.is_set():
             await self._break_off(drain_s)
-        pulls = [one for one in self._operations.list() if one.kind is OperationKind.PULL and not one.is_done]
+        # Whoever had not come so far is told to ask again, and granted nothing that would be lost.
+        self._gate.close()
+        pulls = self._running(OperationKind.PULL)
+        if not self._stop.is_set():
+            await self._operations.close(
+                "the daemon is being upgraded: its successor goes on with a pull by itself, ask again for all else"
+            )
+        await self._unless_stopped(self._gone(left_at + drain_s))
         await self._unless_stopped(self._settled())
         if self._stop.is_set():
             for descriptor in sockets:
                 os.close(descriptor)
             return None
-        self._gate.close()
         await self._restoring.note()
         self._restoring.stop()
         self._notifier.reloading()
         workers = self._supervisor.hand_over()
-        await self._operations.close("the daemon is being upgraded; its successor goes on with a pull by itself")
         await self._control.drain()
         await self._control.stop(TELLING_S)
         await self._http.close()
@@ -133,10 +139,29 @@ class Departure:
             pulls=tuple(one.model for one in pulls),
         )
 
+    async def _finished(self, seconds: float) -> bool:
+        """True once nobody is served or waits, and no model is being made: nobody goes on with that."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not await self._gate.quiet(seconds) or self._running(OperationKind.CREATE):  # noqa: ASYNC110
+                    await asyncio.sleep(SETTLING_LOOK_S)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _gone(self, deadline: float) -> bool:
+        """True once every answer has been read by its client, and what clients upload has been read by us."""
+        left_s = max(TELLING_S, deadline - self._clock.now())
+        if not await self._gate.quiet(left_s):  # one that was granted in the moment before the gate closed
+            self._supervisor.break_off(_late())
+        return await self._http.quiet(max(TELLING_S, deadline - self._clock.now()))
+
+    def _running(self, kind: OperationKind) -> list[Operation]:
+        return [one for one in self._operations.list() if one.kind is kind and not one.is_done]
+
     async def _break_off(self, drain_s: float) -> None:
         self._gate.close()
-        late = f"the daemon is being upgraded, and did not wait for longer than {drain_s:g} s"
-        self._supervisor.break_off(VllamaError(Reason.DRAINING, late, "ask again"))
+        self._supervisor.break_off(_late(f", and did not wait for longer than {drain_s:g} s"))
         await self._gate.quiet(TELLING_S)
 
     async def _settled(self) -> bool:
@@ -162,3 +187,7 @@ class Departure:
         finally:
             stop.cancel()
             working.cancel()
+
+
+def _late(why: str = "") -> VllamaError:
+    return VllamaError(Reason.DRAINING, f"the daemon is being upgraded{why}", "ask again")

@@ -122,3 +122,42 @@ def test_after_kill_9_the_next_daemon_waits_for_the_memory_of_the_engines_that_i
     daemon.wait_log("restore.load model=a:latest")
     assert ask(daemon, "a").status == 200
     assert "restore.failed" not in daemon.log_text()
+
+
+def test_an_upgrade_leaves_engines_where_they_are_and_their_memory_counted_once(
+    new_machine: Callable[..., tuple[Daemon, Machine]],
+) -> None:
+    gpus = small()
+    gpus[1].processes[2 * FOREIGN] = GIB // 4
+    daemon, machine = new_machine(gpus, {"a": {}, "b": {}, "c": {}})
+    for name in "ab":
+        assert ask(daemon, name).status == 200, daemon.log_text()
+    where = {each["model"]: (each["pid"], each["device"]) for each in daemon.workers()}
+    assert len({device for _pid, device in where.values()}) == 2
+
+    def held() -> dict[str, tuple[int, int]]:
+        return {
+            name: (int(each["reserved_bytes"]), int(each.get("foreign_bytes", 0)) // (64 << 20))
+            for name, each in devices(daemon).items()
+        }
+
+    before = held()
+    assert "kept a:latest, b:latest" in daemon.ctl("upgrade").stderr
+    assert {each["model"]: (each["pid"], each["device"]) for each in daemon.workers()} == where
+    assert held() == before
+    # Somebody who has left is seen to have left, and who comes gets what that gives.
+    machine.change(lambda rack: setattr(machine, "lag_s", 0.7))
+    assert ask(daemon, "c").status == 200, daemon.log_text()
+    stayed = {each["model"]: (each["pid"], each["device"]) for each in daemon.workers()}
+    assert len(stayed) == 2 and len(stayed.items() & where.items()) == 1, "one had to leave for it"
+    # Its engine is dead when the upgrade comes, and its memory not back yet: that is waited for.
+    machine.change(lambda rack: setattr(machine, "lag_s", 2.0))
+    os.kill(next(each["pid"] for each in daemon.workers() if each["model"] == "c:latest"), 9)
+    daemon.wait_log("model=c:latest from=KILLING to=RELEASING")
+    (other,) = stayed.items() & where.items()
+    assert f"kept {other[0]}" in daemon.ctl("upgrade").stderr
+    assert {name: foreign for name, (_reserved, foreign) in held().items()} == {
+        name: foreign for name, (_reserved, foreign) in before.items()
+    }
+    assert ask(daemon, "c").status == 200, daemon.log_text()
+    assert other[0] in {each["model"] for each in daemon.workers()}

@@ -1,5 +1,6 @@
 """A daemon that takes the place of another in the same process: what stays, who is served, and what refuses it."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -138,6 +139,24 @@ def test_a_stream_that_takes_too_long_gets_its_error_in_band(new_house: NewHouse
     again = daemon.open_stream("/api/chat", {"model": "endless", "messages": MESSAGES})
     assert again.line()["message"]
     again.hang_up()
+
+
+def test_an_upload_is_finished(new_house: NewHouse) -> None:
+    """It holds no lease, and most of it comes after the daemon has begun to leave."""
+    daemon = new_house()
+    content = os.urandom(1000)
+    head = f"POST /api/blobs/sha256:{hashlib.sha256(content).hexdigest()} HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.port), timeout=60) as upload:
+        upload.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode())
+        running = upgrade(daemon)
+        daemon.wait_log("daemon.upgrade drain_s")
+        for at in range(0, len(content), 50):
+            upload.sendall(content[at : at + 50])
+            time.sleep(0.05)  # all in all longer than everything else that the daemon waits for
+        answer = upload.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 201"), answer
+        assert upload.recv(4096) == b"", "the connection ends with its answer"
+    assert told(running)[0] == 0
 
 
 def test_a_load_goes_on_and_who_waits_for_it_is_told_to_ask_again(new_house: NewHouse) -> None:

@@ -114,6 +114,14 @@ class Acceptors:
         """See ``HttpServer.let_go``."""
         await self._tell_all(LetGo)
 
+    async def quiet(self, seconds: float) -> bool:
+        """See ``HttpServer.quiet``: of what was referred to the daemon, uploads among that. Acceptors have ``LEAVE_S``
+        for what their clients have not read."""
+        if self._own is None:
+            return True
+        await self._own.let_go()
+        return await self._own.quiet(seconds)
+
     async def close(self) -> None:
         """See ``HttpServer.close``. Afterwards none is there."""
         await self.stop_listening()

@@ -5,10 +5,11 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from vllama import __version__
 from vllama.reasons import Reason
@@ -44,6 +45,9 @@ class Front:
     ) -> None:
         self._is_behind = is_behind
         self._elsewhere = elsewhere
+        self._busy: set[RequestHandler] = set()
+        """Connections with a request."""
+        self._is_leaving = False
         self.use(routes, policy)
 
     def use(self, routes: Routes, policy: Policy) -> None:
@@ -53,10 +57,27 @@ class Front:
         self._origins = Origins(policy.origins)
         self._keys = tuple(key.encode() for key in policy.api_keys)
 
+    def leave(self, connections: Iterable[RequestHandler]) -> None:
+        """Have each of these connections end: now if there is no request on it, else with its answer. Not sooner: what
+        is sent on one that was told to close, aiohttp throws away (3.14), the rest of a body included."""
+        self._is_leaving = True
+        for connection in connections:
+            if connection not in self._busy:
+                connection.close()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Cancelled when its client leaves."""
-        if self._elsewhere is not None and request.method not in (self._routes.find(request.path) or ()):
-            return await self._elsewhere(request)
+        self._busy.add(request.protocol)
+        try:
+            if self._elsewhere is not None and request.method not in (self._routes.find(request.path) or ()):
+                return await self._elsewhere(request)
+            return await self._handle(request)
+        finally:
+            self._busy.discard(request.protocol)
+            if self._is_leaving:
+                request.protocol.close()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
         call = new_call(request)
         if self._is_behind:
             call.caller = request.headers.get(PEER, "")

@@ -38,6 +38,8 @@ SETTLE_S = 0.2
 """From the last connection taken until its request is read: a client sends it at once. Without it, 2 of 37 requests
 were refused in a restart under load (four clients, two cores)."""
 
+QUIET_LOOK_S = 0.05
+
 MAX_HEADER_BYTES = 256 * 1024
 """Of one header, and of the request line; tracing systems put much into one."""
 
@@ -154,6 +156,7 @@ class HttpServer:
     def __init__(
         self, app: web.Application, host: str = "", port: int = 0, sockets: Sequence[socket.socket] = ()
     ) -> None:
+        self._front = app[FRONT]
         self._host = host
         self._port = port
         self._sockets = list(sockets)
@@ -202,7 +205,19 @@ class HttpServer:
         with a request end after its answer. Call it after ``stop_listening``."""
         await asyncio.sleep(SETTLE_S)
         if self._runner.server is not None:
-            self._runner.server.pre_shutdown()
+            self._front.leave(self._runner.server.connections)
+
+    async def quiet(self, seconds: float) -> bool:
+        """True once every connection has ended, that is: its answer has left; False if that takes longer. Call it after
+        ``let_go``."""
+        try:
+            async with asyncio.timeout(seconds):
+                # Not told of; some have no handler any more, and an answer that its client reads slowly.
+                while self._runner.server is not None and self._runner.server.connections:  # noqa: ASYNC110
+                    await asyncio.sleep(QUIET_LOOK_S)
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Stop listening and end every connection; handlers that still run are cancelled. Let requests finish before,
