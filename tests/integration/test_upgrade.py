@@ -131,7 +131,13 @@ def test_a_stream_that_takes_too_long_gets_its_error_in_band(new_house: NewHouse
     stream = daemon.open_stream("/api/chat", {"model": "endless", "messages": MESSAGES})
     assert stream.line()["message"]
     before = worker(daemon)
-    assert told(upgrade(daemon, "--drain", "0.2s"))[0] == 0
+    running = upgrade(daemon, "--drain", "2s")
+    assert running.stderr is not None and "1 request in flight" in running.stderr.readline()
+    # It is not to be called off, and whoever tries is told so.
+    running.send_signal(signal.SIGINT)
+    status, text = told(running)
+    assert status == 130 and "the upgrade goes on without you" in text
+    daemon.wait_log("daemon.taken_over")
     assert "the daemon is being upgraded" in stream.rest()[-1]["error"]
     after = worker(daemon)
     assert (after["pid"], after["leases"]) == (before["pid"], 0)
@@ -275,6 +281,11 @@ def test_a_program_that_cannot_be_executed_in_the_end_leaves_the_old_one_serving
     daemon.start()
     assert daemon.request("POST", "/api/chat", CHAT).status == 200
     before = worker(daemon)
+    own.unlink()
+    refused = daemon.ctl("upgrade", check=False)
+    assert refused.returncode == 1 and "python: no such file" in refused.stderr
+    assert "nothing has changed" in refused.stderr
+    own.symlink_to(Path(sys.executable).resolve())
     stream = daemon.open_stream("/api/chat", {"model": "slow", "messages": MESSAGES})
     assert stream.line()["message"]
     running = upgrade(daemon)

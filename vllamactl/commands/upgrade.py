@@ -51,7 +51,11 @@ def command(invocation: Invocation, dry_run: bool, drain: float | None) -> None:
         if busy := before.active_requests + before.waiting_requests:
             console.say(f"{busy} request{'' if busy == 1 else 's'} in flight: waiting for the end", "•")
         began = time.monotonic()
-        after = await _taken_over(client.socket_path, before, told)
+        try:
+            after = await _taken_over(client.socket_path, before, told)
+        except asyncio.CancelledError:
+            console.say("the upgrade goes on without you: see vllamactl status", "•")
+            raise
         if console.is_json:
             document = {"from": before.version, "to": after.version, "seconds": round(time.monotonic() - began, 2)}
             console.document(document | {"kept": kept(before, after), "ended": ended(before, after)})

@@ -105,7 +105,10 @@ async def ask_successor(launcher: Launcher, program: Sequence[str], environ: Map
                 found.set_result(part)  # pyright: ignore[reportUnknownArgumentType]
 
     command = Command([*program, "--check", "--json"], environ, Path.cwd(), "the new vllamad", longest_line_bytes=65536)
-    child = launcher.spawn(command, take)
+    try:
+        child = launcher.spawn(command, take)
+    except VllamaError as error:
+        raise _does_not_start(program, error.message.partition(": ")[2]) from error
     ended = asyncio.ensure_future(child.wait())
     try:
         async with asyncio.timeout(ANSWER_S):
@@ -117,9 +120,13 @@ async def ask_successor(launcher: Launcher, program: Sequence[str], environ: Map
         await child.kill_tree()
     if found.done():
         return found.result()
-    raise VllamaError(
+    raise _does_not_start(program, said[-1] if said else "it said nothing")
+
+
+def _does_not_start(program: Sequence[str], why: str) -> VllamaError:
+    return VllamaError(
         Reason.INTERNAL,
-        f"cannot upgrade: the program that would take over does not start: {said[-1] if said else 'it said nothing'}",
+        f"cannot upgrade: the program that would take over does not start: {why}",
         f"nothing has changed; see for yourself: {shlex.join(program)} --check",
     )
 
