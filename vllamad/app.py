@@ -47,7 +47,7 @@ from vllamad.domain.names import ModelRef
 from vllamad.domain.ports import EngineVersion
 from vllamad.domain.self_test import SelfTest, key_of
 from vllamad.domain.view import DeviceView
-from vllamad.domain.worker import State
+from vllamad.domain.worker import Held, State
 from vllamad.engine.command import EngineOptions, ModelOptions, identity_of
 from vllamad.engine.engine import VllmEngine
 from vllamad.engine.testing import run_self_test
@@ -249,7 +249,10 @@ class Daemon:
         self._has_taken_over = asyncio.Event()
         """Nothing that was handed to us waits to be gone on with."""
         self._upgrading = Upgrading(
-            lambda: ask_successor(self._launcher, program, environ), places, self._models_that_go_on
+            lambda: ask_successor(self._launcher, program, environ),
+            places,
+            self._models_that_go_on,
+            lambda: tuple(one.model.name for one in self._supervisor.handles() if one.record.held is Held.LEAKED),
         )
         self._control = ControlServer(
             places.socket,

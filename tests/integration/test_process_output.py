@@ -89,6 +89,16 @@ def test_ring_keeps_the_newest_and_counts_all() -> None:
     assert len(ring.tail(99)) == 3
 
 
+def test_ring_takes_over_what_several_workers_bring_along_once() -> None:
+    before, ring = LineRing(), LineRing()
+    for text in ("one", "two"):
+        before.append(text)
+    ring.restore(before.tail(-1))
+    ring.restore(before.tail(-1))
+    ring.append("three")
+    assert [(line.number, line.text) for line in ring.tail(-1)] == [(1, "one"), (2, "two"), (3, "three")]
+
+
 def test_followers_get_every_line_from_now_on_and_slow_ones_see_the_gap() -> None:
     async def scene() -> None:
         ring = LineRing(capacity=10, follower_capacity=2)

@@ -28,14 +28,20 @@ class Upgrade:
 
 
 class Upgrading:
-    """``ask`` has the new program tell of itself; ``models`` names those whose workers go on."""
+    """``ask`` has the new program tell of itself; ``models`` names those whose workers go on, ``unkillable`` those
+    whose processes do not end."""
 
     def __init__(
-        self, ask: Callable[[], Awaitable[Mapping[str, Any]]], places: Places, models: Callable[[], tuple[str, ...]]
+        self,
+        ask: Callable[[], Awaitable[Mapping[str, Any]]],
+        places: Places,
+        models: Callable[[], tuple[str, ...]],
+        unkillable: Callable[[], tuple[str, ...]],
     ) -> None:
         self._ask = ask
         self._places = places
         self._models = models
+        self._unkillable = unkillable
         self._wish: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._is_closed = False
 
@@ -44,6 +50,7 @@ class Upgrading:
         in flight get ``drain_s`` seconds. Raises CONFIG_INVALID, UNSUPPORTED, INTERNAL (the new program), DRAINING;
         nothing has changed then."""
         self._check_open()
+        self._check_unkillable()
         told = await self._ask()
         self._check(told)
         self._check_open()  # it took a while
@@ -65,6 +72,14 @@ class Upgrading:
             what = "is being upgraded already" if self._wish.done() else "is stopping"
             hint = "see how it goes: vllamactl status"
             raise VllamaError(Reason.DRAINING, f"cannot upgrade: the daemon {what}", hint)
+
+    def _check_unkillable(self) -> None:
+        if stuck := self._unkillable():
+            raise VllamaError(
+                Reason.INTERNAL,
+                f"cannot upgrade: processes of {', '.join(stuck)} do not end, and a new daemon would wait for that",
+                "nothing has changed, and other models are served on; what hangs in a driver ends with a reboot",
+            )
 
     def _check(self, told: Mapping[str, Any]) -> None:
         if told.get("problem"):
