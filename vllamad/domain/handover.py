@@ -13,7 +13,7 @@ from typing import Any, cast
 from vllamad.domain.ladder import Rung
 from vllamad.domain.worker import State
 
-FORMAT = 1
+FORMAT = 2
 """Of the document. A daemon is asked which one it reads before anything is handed to it: it has to change with every
 field whose absence, or presence, a reader cannot bear."""
 
@@ -40,8 +40,8 @@ class HandedChild:
 @dataclass(frozen=True, slots=True)
 class HandedWorker:
     """A worker whose engine goes on. ``state`` is one of HANDED; ``devices`` are keys of drivers; ``full_on`` and
-    ``small_on`` are its reservation by such a key ("" is the host's memory). ``left_s`` is what is left of its
-    keep-alive while nobody asks."""
+    ``small_on`` are its reservation by such a key ("" is the host's memory). ``expires_at`` is when its
+    keep-alive ends if nobody asks."""
 
     name: str
     holder: str
@@ -59,7 +59,7 @@ class HandedWorker:
     small_on: Mapping[str, int]
     rung: Rung
     keep_alive_s: float
-    left_s: float
+    expires_at: float
     idle_since: float
     spawned_at: float
     ready_since: float

@@ -380,7 +380,7 @@ class WorkerHandle:
             small_on={memory.key(index): count for index, count in mine.small_on.items()},
             rung=self._rung,
             keep_alive_s=self._idle.idle_s,
-            left_s=self._idle.idle_s if expires_at is None else expires_at - now,
+            expires_at=now + self._idle.idle_s if expires_at is None else expires_at,
             idle_since=self._idle.since,
             spawned_at=life.spawned_at,
             ready_since=self._ready_since,
@@ -410,7 +410,7 @@ class WorkerHandle:
         self._life = life
         self.record = taken_over(handed.state, handed.incarnation, handed.attempts)
         if self.state in _MAY_BE_IDLE:
-            self._idle.arm(max(LINGER_S, handed.left_s))
+            self._idle.arm(max(LINGER_S, handed.expires_at - self._clock.now()))
             self._idle.since = handed.idle_since
         self._arm_deadline()
         event(log, logging.INFO, "worker.taken_over", worker=self.name, model=self.model.name, state=self.state)
