@@ -106,7 +106,11 @@ class Departure:
         left_at, sockets = self._clock.now(), self._http.hand_over()
         await self._http.stop_listening()
         await self._http.let_go()
-        if not await self._unless_stopped(self._finished(drain_s)) and not self._stop.is_set():
+        is_finished = await self._unless_stopped(self._finished(drain_s))
+        # Before anybody is turned away: what waits to be loaded again is among those, and is the successor's to load.
+        await self._restoring.note()
+        self._restoring.stop()
+        if not is_finished and not self._stop.is_set():
             await self._break_off(drain_s)
         # Whoever had not come so far is told to ask again, and granted nothing that would be lost.
         self._gate.close()
@@ -121,8 +125,6 @@ class Departure:
             for descriptor in sockets:
                 os.close(descriptor)
             return None
-        await self._restoring.note()
-        self._restoring.stop()
         self._notifier.reloading()
         workers = self._supervisor.hand_over()
         await self._control.drain()

@@ -1,6 +1,7 @@
 """A daemon that takes the place of another in the same process: what stays, who is served, and what refuses it."""
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -181,6 +182,24 @@ def test_a_load_goes_on_and_who_waits_for_it_is_told_to_ask_again(new_house: New
     after = worker(daemon)
     assert (after["pid"], after["incarnation"]) == (before["pid"], before["incarnation"])
     assert after["start_time"] == before["start_time"], "its load is counted from its begin"
+
+
+def test_what_was_still_to_be_loaded_again_is_loaded_by_the_successor(new_house: NewHouse) -> None:
+    daemon = new_house(start=False, models={"late": {"sick_health": True}, "tiny": {}})
+    now = time.time()
+    instants = {"keep_alive_s": 300.0, "expire_time": now + 300, "tries": 0}
+    models = [
+        {"name": f"{name}:latest", "used_time": now - age} | instants for age, name in enumerate(("late", "tiny"))
+    ]
+    (daemon.state / "loaded.json").write_text(json.dumps({"format": 1, "models": models}))
+    daemon.start()
+    # Two are not loaded at a time.
+    daemon.wait_log("restore.load model=tiny:latest")
+    daemon.wait_log("Application startup complete")
+    assert told(upgrade(daemon, "--drain", "0s"))[0] == 0
+    heal(daemon)
+    daemon.wait_log("model=tiny:latest from=STARTING to=READY")
+    assert sorted(one["model"] for one in daemon.workers()) == ["late:latest", "tiny:latest"]
 
 
 def test_engines_that_were_forked_stay_and_there_is_a_zygote_again(new_house: NewHouse) -> None:
