@@ -82,7 +82,8 @@ def theatre(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     shutil.copytree(folder, talent, ignore=shutil.ignore_patterns("chat_template.jinja"))
     shutil.copyfile(Path(__file__).with_name("tools_and_thinking.jinja"), talent / "chat_template.jinja")
     # Other tests start engines of their own, which may take longer than a model stays by default.
-    kept = {"VLLAMA_MODELS_KEEP_ALIVE": "1h"}
+    # What tests count as the engine's work is theirs: it has warmed up before.
+    kept = {"VLLAMA_MODELS_KEEP_ALIVE": "1h", "VLLAMA_ENGINE_WARM_UP": "before-ready"}
     with HubServer() as hub, running(engine=engine_python(), environment=kept | {"HF_ENDPOINT": hub.url}) as daemon:
         daemon.ctl("create", TALENT, "--from", str(talent))
         # The worker makes room for adapters from the beginning: the first one would have it started anew.
