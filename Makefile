@@ -33,7 +33,10 @@ test: check ## everything that must hold before a change lands, the real engine 
 	@engine=$$($(PYTHON) scripts/engine_env.py --device cpu); gguf=$$($(PYTHON) scripts/packaged_model.py); \
 	minilm=$$($(PYTHON) scripts/packaged_model.py minilm); modules=$$($(PYTHON) scripts/javascript_client.py); \
 	VLLAMA_TEST_ENGINE_PYTHON="$$engine" VLLAMA_TEST_GGUF="$$gguf" VLLAMA_TEST_EMBEDDING_MODEL="$$minilm" \
-	VLLAMA_TEST_NODE_MODULES="$$modules" $(BIN)/python -m pytest -q tests/e2e
+	VLLAMA_TEST_NODE_MODULES="$$modules" $(BIN)/python -m pytest -q tests/e2e && \
+	echo "→ the main job once more, with an engine that is executed instead of forked" && \
+	VLLAMA_TEST_ENGINE_PYTHON="$$engine" VLLAMA_TEST_GGUF="$$gguf" \
+	TEST_ZYGOTE=off $(BIN)/python -m pytest -q tests/e2e/test_main_job.py
 
 test-quick: venv-dev ## the inner rings on all cores: no engine, no daemon, about half a minute
 	@$(BIN)/python -m pytest -q -n auto --hypothesis-profile=quick

@@ -35,6 +35,8 @@ MARKER = b"VLLAMA_WORKER="
 KEPT = re.compile(r"process\.spawn title=(?:the zygote|acceptor-\d+) pid=(\d+)")
 """How the daemon's log tells of what it keeps beside workers."""
 PROCESSES = os.environ.get("TEST_PROCESSES", "")
+ZYGOTE_OF_TESTS = os.environ.get("TEST_ZYGOTE", "auto")
+"""Whether real engines are forked: the same has to hold of one that is executed."""
 """Run every daemon with so many HTTP processes: what holds with one has to hold with several."""
 
 READY_S = 20.0
@@ -67,7 +69,7 @@ class Daemon:
             "VLLAMA_ENGINE_PYTHON": str(engine),
             "VLLAMA_ENGINE_DEVICE": "cpu",
             # The fake engine is up in a tenth of a second, and most tests want no process but those that they start.
-            "VLLAMA_ENGINE_ZYGOTE": "off" if engine == FAKE_PYTHON else "auto",
+            "VLLAMA_ENGINE_ZYGOTE": "off" if engine == FAKE_PYTHON else ZYGOTE_OF_TESTS,
             # And most count what the fake was asked.
             "VLLAMA_ENGINE_WARM_UP": "off" if engine == FAKE_PYTHON else "after-ready",
             # A processor that is busy with other tests has nothing to tell.
