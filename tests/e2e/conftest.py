@@ -21,12 +21,14 @@ TALENT = "smollm2:talent"
 ADAPTED = "smollm2:adapted"
 """The same with a LoRA adapter that turns its answers into something else."""
 SETTLE_S = 30.0
+WARM = {"VLLAMA_ENGINE_WARM_UP": "before-ready"}
+"""What tests count as the engine's work is theirs: it has warmed up before."""
 
 
 @pytest.fixture(scope="session")
 def real() -> Iterator[Daemon]:
     """A daemon with the real engine and SmolLM2-135M-Instruct, which `create` has made of its GGUF file."""
-    with running(engine=engine_python()) as daemon:
+    with running(engine=engine_python(), environment=WARM) as daemon:
         daemon.ctl("create", MODEL, "--from", str(packaged_gguf()), timeout=600)
         (model,) = daemon.json("list")["models"]
         # The tests of single parts use the same files, without converting them again.
@@ -82,8 +84,7 @@ def theatre(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     shutil.copytree(folder, talent, ignore=shutil.ignore_patterns("chat_template.jinja"))
     shutil.copyfile(Path(__file__).with_name("tools_and_thinking.jinja"), talent / "chat_template.jinja")
     # Other tests start engines of their own, which may take longer than a model stays by default.
-    # What tests count as the engine's work is theirs: it has warmed up before.
-    kept = {"VLLAMA_MODELS_KEEP_ALIVE": "1h", "VLLAMA_ENGINE_WARM_UP": "before-ready"}
+    kept = {"VLLAMA_MODELS_KEEP_ALIVE": "1h", **WARM}
     with HubServer() as hub, running(engine=engine_python(), environment=kept | {"HF_ENDPOINT": hub.url}) as daemon:
         daemon.ctl("create", TALENT, "--from", str(talent))
         # The worker makes room for adapters from the beginning: the first one would have it started anew.

@@ -99,6 +99,7 @@ def warm() -> None:
             sys.stderr.write(f"zygote: {name} is not imported beforehand: {error}\n")
     if is_cpu:
         _let_cores_be_forked()
+        _configure_logging()
 
 
 def objection() -> str:
@@ -132,6 +133,17 @@ def begin(argv: list[str]) -> None:
     multiprocessing.util.register_after_fork(signal, lambda module: module.set_wakeup_fd(-1))
     registry = _module("vllm.model_executor.models.registry")
     registry._run_in_subprocess = partial(_run_in_fork, registry._run_in_subprocess)
+
+
+def _configure_logging() -> None:
+    """As every server does it first of all, unless it is so already: each of some 400 loggers is told, and each then
+    has all others forget what they know (60 ms). One that is told otherwise by its arguments does it anew. (With CUDA
+    the same call also asks the driver which devices there are: not to be done before a fork.)"""
+    try:
+        configure = _module("vllm.logger").configure_logging_if_needed
+        configure(_module("vllm.config.logging").LoggingConfig())
+    except (ImportError, AttributeError) as error:
+        sys.stderr.write(f"zygote: logging is not configured beforehand: {error}\n")
 
 
 def _run_in_fork(otherwise: Callable[[Work], Any], work: Work) -> Any:
