@@ -41,8 +41,6 @@ from vllamad.supervisor.starting import Starting, WarmUp
 log = logging.getLogger("vllamad.worker")
 
 STARTING_HEALTH_INTERVAL_S = 0.1
-CHATTER_S = 0.01
-"""An engine that talks all the time is not asked more often than this."""
 READY_HEALTH_INTERVAL_S = 5.0
 CACHE_LOOK_S = 5.0
 HEALTH_MISSES = 6
@@ -153,8 +151,6 @@ class Incarnation:
         self._prefetching: asyncio.Task[None] | None = None
         self._is_asking = False
         self._measure = asyncio.Event()
-        self._spoke = asyncio.Event()
-        """The engine wrote a line since somebody looked."""
 
     @property
     def pid(self) -> int:
@@ -183,7 +179,7 @@ class Incarnation:
             self.loader, self.has_choice = self._choose_loader()
             command = self._world.engine.command(self._model, self._places, self._place, self.loader.name)
             command = replace(command, memory_limit_bytes=self._place.host_limit_bytes)
-            self._child = self._world.launcher.spawn(command, self._hear)
+            self._child = self._world.launcher.spawn(command, self._owner.said)
         except (VllamaError, OSError) as error:
             reason = error.reason if isinstance(error, VllamaError) else Reason.ENGINE_START_FAILED
             self._owner.said(f"vllamad: cannot start the engine: {error}")
@@ -199,7 +195,7 @@ class Incarnation:
         any more or, where it was ready, does not answer as before; what there is of it is ended then."""
         self.spawned_at = handed.spawned_at
         self.taken = Taken(handed.weights_bytes, handed.cache_tokens)
-        self._child = self._world.launcher.adopt(handed.child, self._hear)
+        self._child = self._world.launcher.adopt(handed.child, self._owner.said)
         self.client = self._world.engine.connect(self._places.socket)
         is_up = handed.state is not State.STARTING
         if is_up:
@@ -292,10 +288,8 @@ class Incarnation:
         self._tell(Kind.LEADER_EXITED, detail=detail)
 
     async def _watch_load(self, client: EngineClient) -> None:
-        self._spoke.clear()
-        while not await client.is_healthy():
-            await self._next_word()
-            self._spoke.clear()
+        while not await client.is_healthy():  # noqa: ASYNC110 - the engine is asked; nothing tells
+            await asyncio.sleep(STARTING_HEALTH_INTERVAL_S)
         self._end_prefetch()
         context_length = await client.context_length()
         await self._look_for_fast_path(client)
@@ -308,18 +302,6 @@ class Incarnation:
         if warm_up is WarmUp.AFTER_READY:
             self._begin_warm_up(client, WARM_UP_PAUSE_S)
         await self._watch_health(client)
-
-    async def _next_word(self) -> None:
-        """Return when the engine has said something: it does so when it is up, and looking again at fixed times would
-        cost half of an interval. Or after an interval, for one that says nothing."""
-        await asyncio.sleep(CHATTER_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STARTING_HEALTH_INTERVAL_S):
-                await self._spoke.wait()
-
-    def _hear(self, line: str) -> None:
-        self._spoke.set()
-        self._owner.said(line)
 
     async def _watch_health(self, client: EngineClient) -> None:
         stable_at = self._world.clock.now() + STABLE_S
