@@ -130,23 +130,30 @@ class House:
 
 
 @asynccontextmanager
+async def supervised(house: House, margin_share: float = 0.0) -> AsyncIterator[None]:
+    """With its supervisor running and its devices seen; the gate is still closed. Everything is ended afterwards."""
+    started = asyncio.Event()
+    running = asyncio.create_task(house.supervisor.run(started))
+    await started.wait()
+    await house.memory.use(house.gpus, margin_share, house.host)
+    try:
+        yield
+    finally:
+        house.gate.close()
+        for child in house.launcher.children:
+            house.gpus.end(child.pid)
+        await asyncio.wait_for(house.supervisor.stop_all(0.0), PATIENCE_S)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+@asynccontextmanager
 async def house_of(host_bytes: int, limits: Limits, margin_share: float) -> AsyncIterator[House]:
     with TemporaryDirectory() as folder:
         house = House(Path(folder), host_bytes, limits)
-        started = asyncio.Event()
-        running = asyncio.create_task(house.supervisor.run(started))
-        await started.wait()
-        await house.memory.use(house.gpus, margin_share, house.host)
-        house.gate.open()
-        try:
+        async with supervised(house, margin_share):
+            house.gate.open()
             yield house
-        finally:
-            house.gate.close()
-            for child in house.launcher.children:
-                house.gpus.end(child.pid)
-            await asyncio.wait_for(house.supervisor.stop_all(0.0), PATIENCE_S)
-            running.cancel()
-            await asyncio.wait([running])
 
 
 def in_house(
@@ -166,24 +173,14 @@ def in_house(
 async def succeeded(house: House, handed: Sequence[HandedWorker]) -> AsyncIterator[TakenOver]:
     """The same house under another daemon; what it took over of the workers of the first one."""
     house.furnish()
-    started = asyncio.Event()
-    running = asyncio.create_task(house.supervisor.run(started))
-    await started.wait()
-    await house.memory.use(house.gpus, 0.0, house.host)
-    catalog, sizing = cast(Catalog, Shelf()), cast(Sizing, LargeModels(house.engine))
-    taking_over = TakingOver(handed, catalog, house.gate, house.supervisor, sizing, lambda _model: ModelRules(3600.0))
-    taken = await taking_over.take_over()
-    await house.memory.settle_in()
-    house.gate.open()
-    try:
+    async with supervised(house):
+        catalog, sizing = cast(Catalog, Shelf()), cast(Sizing, LargeModels(house.engine))
+        rules = ModelRules(3600.0)
+        taking_over = TakingOver(handed, catalog, house.gate, house.supervisor, sizing, lambda _model: rules)
+        taken = await taking_over.take_over()
+        await house.memory.settle_in()
+        house.gate.open()
         yield taken
-    finally:
-        house.gate.close()
-        for child in house.launcher.children:
-            house.gpus.end(child.pid)
-        await asyncio.wait_for(house.supervisor.stop_all(0.0), PATIENCE_S)
-        running.cancel()
-        await asyncio.wait([running])
 
 
 class Shelf:

@@ -10,6 +10,8 @@ from vllamad.host.logs import event
 
 _LOG = logging.getLogger(__name__)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANDLED = (*_STOP_SIGNALS, signal.SIGHUP)
+"""What would end this process if nobody handled it."""
 
 
 class Signals:
@@ -31,11 +33,11 @@ class Signals:
             loop.add_signal_handler(number, self._stop, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         # A predecessor in this process has them wait for us (``succession.py``).
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_STOP_SIGNALS, signal.SIGHUP))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def remove(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop to listen; the signals have Python's default effect again."""
-        for number in (*_STOP_SIGNALS, signal.SIGHUP):
+        for number in HANDLED:
             loop.remove_signal_handler(number)
 
     def _stop(self, name: str) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 from vllama.reasons import Reason
 from vllamad.domain.errors import VllamaError
 from vllamad.domain.ports import Command, Launcher
+from vllamad.host.signals import HANDLED
 
 VARIABLE = "VLLAMA_HANDOVER"
 """``PID:DESCRIPTOR`` of the document: the number tells that it is meant for this process, and was not inherited."""
-HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ANSWER_S = 30.0
 """For its first line: an interpreter and some imports, on a disk that may be cold."""
 LAST_LINES = 20
@@ -40,7 +40,7 @@ def note_signals() -> list[int]:
     """For the time in which nobody handles them: signals that would end this process are put into the list that is
     returned. Call it in the main thread."""
     noted: list[int] = []
-    for number in HELD:
+    for number in HANDLED:
         signal.signal(number, lambda one, _frame: noted.append(one))
     return noted
 
@@ -69,7 +69,7 @@ def become(
         for descriptor in kept:
             os.set_inheritable(descriptor, True)
         # Blocked and pending they survive the change: the successor lets them come when it can handle them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         for number in noted:
             signal.pthread_kill(threading.main_thread().ident or 0, number)
         os.execve(program[0], list(program), {**environ, VARIABLE: f"{os.getpid()}:{carrier}"})

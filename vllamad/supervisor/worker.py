@@ -782,6 +782,4 @@ class WorkerHandle:
             error = VllamaError(Reason.DRAINING, f"{name} is being unloaded", "ask again", model=name)
         else:
             error = engine_died(name, self._fault or "it does not answer")
-        broken, self._leases = self._leases, set()
-        for lease in broken:
-            lease.break_off(error)
+        self.break_off(error)
