@@ -5,7 +5,6 @@ memory; anything else is another entry. Nothing depends on it: a file that is lo
 is said once in the log and begun anew.
 """
 
-import json
 import logging
 import math
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vllamad.domain.footprint import Footprint, Origin, Window
-from vllamad.hub.solid import replace_file
+from vllamad.hub.records import read_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -48,38 +47,27 @@ class FootprintStore:
             for oldest in list(entries)[: max(0, len(entries) - MOST)]:
                 del entries[oldest]
             try:
-                self._write(entries)
+                write_record(self._path, FORMAT, {"footprints": entries})
             except OSError as error:
                 log.warning("footprints.unwritten path=%s why=%s", self._path, error)
 
     def _known(self) -> dict[str, dict[str, Any]]:
         if self._entries is None:
-            self._entries = self._read()
+            self._entries = read_record(self._path, FORMAT, _entries, {}, "footprints", log)
         return self._entries
-
-    def _read(self) -> dict[str, dict[str, Any]]:
-        try:
-            document = cast(dict[str, Any], json.loads(self._path.read_bytes()))
-            if document["format"] != FORMAT:
-                raise ValueError(f"format {document['format']}: written by another version")
-            entries = cast(dict[str, dict[str, Any]], document["footprints"])
-            for entry in entries.values():
-                _footprint(entry)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("footprints.unreadable path=%s why=%s: %s", self._path, type(error).__name__, error)
-            return {}
-        return entries
-
-    def _write(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        replace_file(self._path, json.dumps({"format": FORMAT, "footprints": entries}, indent=1).encode())
 
 
 _NUMBERS = (
     "devices", "weights_bytes", "kv_bytes_per_token", "activation_bytes", "overhead_bytes", "host_bytes",
     "sequence_bytes", "block_tokens", "empty_bytes",
 )  # fmt: skip
+
+
+def _entries(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    entries = cast(dict[str, dict[str, Any]], document["footprints"])
+    for entry in entries.values():
+        _footprint(entry)
+    return entries
 
 
 def _footprint(entry: Mapping[str, Any]) -> Footprint:

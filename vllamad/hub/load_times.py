@@ -4,14 +4,13 @@ Nothing depends on it: a file that is lost or damaged costs a few loads that are
 the log and begun anew.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from vllamad.hub.solid import replace_file
+from vllamad.hub.records import read_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -28,25 +27,20 @@ class LoadTimesFile:
 
     def load(self) -> dict[str, dict[str, float | None]]:
         """See ``ports.LoadTimes``."""
-        try:
-            document = cast(dict[str, Any], json.loads(self._path.read_bytes()))
-            if document["format"] != FORMAT:
-                raise ValueError(f"format {document['format']}: written by another version")
-            models = cast(dict[str, dict[str, object]], document["models"])
-            return {key: {loader: _seconds(value) for loader, value in seen.items()} for key, seen in models.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("loaders.unreadable path=%s why=%s: %s", self._path, type(error).__name__, error)
-            return {}
+        return read_record(self._path, FORMAT, _models, {}, "loaders", log)
 
     def record(self, seen: Mapping[str, Mapping[str, float | None]]) -> None:
         """See ``ports.LoadTimes``."""
         newest = dict(list(seen.items())[-MOST:])
         try:
-            replace_file(self._path, json.dumps({"format": FORMAT, "models": newest}, indent=1).encode())
+            write_record(self._path, FORMAT, {"models": newest})
         except OSError as error:
             log.warning("loaders.unwritten path=%s why=%s", self._path, error)
+
+
+def _models(document: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    models = cast(dict[str, dict[str, object]], document["models"])
+    return {key: {loader: _seconds(value) for loader, value in seen.items()} for key, seen in models.items()}
 
 
 def _seconds(value: object) -> float | None:

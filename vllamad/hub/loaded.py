@@ -5,7 +5,6 @@ Written whole or not at all, and not when nothing changed. Nothing depends on it
 loads at the first requests, so it is said once in the log and begun anew.
 """
 
-import json
 import logging
 import math
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vllamad.domain.restore import LoadedModel, is_valid
+from vllamad.hub.records import encode_record, read_record
 from vllamad.hub.solid import replace_file
 
 log = logging.getLogger(__name__)
@@ -34,21 +34,11 @@ class LoadedFile:
 
     def load(self) -> list[LoadedModel]:
         """See ``ports.LoadedStore``."""
-        try:
-            document = cast(dict[str, Any], json.loads(self._path.read_bytes()))
-            if document["format"] != FORMAT:
-                raise ValueError(f"format {document['format']}: written by another version")
-            return [_read(entry) for entry in cast(list[dict[str, Any]], document["models"])]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("loaded.unreadable path=%s why=%s: %s", self._path, type(error).__name__, error)
-            return []
+        return read_record(self._path, FORMAT, _models, [], "loaded", log)
 
     def record(self, models: Iterable[LoadedModel]) -> None:
         """See ``ports.LoadedStore``."""
-        document = {"format": FORMAT, "models": [_entry(model) for model in models]}
-        content = json.dumps(document, indent=1).encode()
+        content = encode_record(FORMAT, {"models": [_entry(model) for model in models]})
         with self._lock:
             if content == self._written:
                 return
@@ -59,6 +49,10 @@ class LoadedFile:
                 if str(error) != self._fault:  # a disk stays full for hours, and this is asked every other second
                     log.warning("loaded.unwritten path=%s why=%s", self._path, error)
                 self._fault = str(error)
+
+
+def _models(document: dict[str, Any]) -> list[LoadedModel]:
+    return [_read(entry) for entry in cast(list[dict[str, Any]], document["models"])]
 
 
 def _entry(model: LoadedModel) -> dict[str, object]:

@@ -2,14 +2,13 @@
 processor and engine. One that is lost or damaged costs another test.
 """
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from vllamad.domain.self_test import SelfTest
-from vllamad.hub.solid import replace_file
+from vllamad.hub.records import read_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +30,17 @@ class SelfTestFile:
     def record(self, test: SelfTest) -> None:
         """See ``ports.SelfTests``."""
         kept = [*(one for one in self._load() if one.key != test.key), test][-MOST:]
-        document = {"format": FORMAT, "tests": [asdict(one) for one in kept]}
         try:
-            replace_file(self._path, json.dumps(document, indent=1).encode())
+            write_record(self._path, FORMAT, {"tests": [asdict(one) for one in kept]})
         except OSError as error:
             log.warning("self-test.unwritten path=%s why=%s", self._path, error)
 
     def _load(self) -> list[SelfTest]:
-        try:
-            document = cast(dict[str, Any], json.loads(self._path.read_bytes()))
-            if document["format"] != FORMAT:
-                raise ValueError(f"format {document['format']}: written by another version")
-            return [_read(entry) for entry in cast(list[dict[str, Any]], document["tests"])]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("self-test.unreadable path=%s why=%s: %s", self._path, type(error).__name__, error)
-            return []
+        return read_record(self._path, FORMAT, _tests, [], "self-test", log)
+
+
+def _tests(document: dict[str, Any]) -> list[SelfTest]:
+    return [_read(entry) for entry in cast(list[dict[str, Any]], document["tests"])]
 
 
 def _read(entry: dict[str, Any]) -> SelfTest:
